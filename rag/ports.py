@@ -1,0 +1,145 @@
+"""The Protocols between packages: what a part must offer to stand in Millrace. Implementations never import each other."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from rag.types import Candidates, ChatDelta, ChatMessage, ChatOptions, ChatReply, Chunk, ChunkSelector, IngestTask, SearchRequest
+
+
+class ChunkStore(Protocol):
+    """Keeps chunks and finds them. Blocking and thread-safe: call it through the search lane.
+
+    Every call names a tenant and sees nothing of any other. Errors: `Unavailable` when the engine cannot answer now.
+    """
+
+    def put(self, tenant_id: str, chunks: Sequence[Chunk], vectors: np.ndarray | None, space: str, *, wait: bool = True) -> None:
+        """Insert the chunks, or replace those whose ids exist, in one durable transaction.
+
+        `vectors` is float32 `[len(chunks), dimension]`, made in embedding space `space`; None keeps the stored vectors of
+        chunks that exist already. With `wait` it returns when the chunks can be found by both arms; without, call `flush`.
+        """
+
+    def delete(self, tenant_id: str, selector: ChunkSelector) -> int:
+        """Delete the selected chunks and return how many there were. They are found no more when this returns."""
+
+    def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
+        """Switch the selected chunks on or off for searches and return how many were selected."""
+
+    def flush(self, tenant_id: str) -> None:
+        """Return when everything put before can be found by both arms."""
+
+    def search(self, request: SearchRequest) -> Candidates:
+        """The union of the `text_k` best by text and the `vector_k` best by vector, each scored by both arms."""
+
+    def get(self, tenant_id: str, chunk_ids: Sequence[str]) -> list[Chunk | None]:
+        """The chunks in the order asked for, None where one does not exist."""
+
+    def vectors(self, tenant_id: str, chunk_ids: Sequence[str], space: str) -> np.ndarray:
+        """Unit vectors float32 `[len(chunk_ids), dimension]`; a row of NaN where a chunk has none in this space.
+
+        `[n, 0]` where the tenant has no vector in this space at all.
+        """
+
+    def list(
+        self, tenant_id: str, document_id: str, *, chunk_ids: Sequence[str] | None = None, available: bool | None = None,
+        offset: int = 0, limit: int = 30,
+    ) -> tuple[int, list[Chunk]]:  # fmt: skip
+        """How many chunks of the document match, and one page of them ordered by position, then `created_at` descending, then id."""
+
+    def count(self, tenant_id: str, selector: ChunkSelector) -> int:
+        """How many chunks are selected."""
+
+    def drop_tenant(self, tenant_id: str) -> None:
+        """Remove everything of the tenant."""
+
+    def health(self) -> dict[str, str]:
+        """`{"type": ..., "status": "green" | "yellow" | "red", ...}`; never raises."""
+
+    def close(self) -> None:
+        """Release files and threads. Safe to call twice."""
+
+
+class BlobStore(Protocol):
+    """Keeps uploaded files by key. Blocking: call it through the blob lane. A key is `[a-z0-9/_-]+`, made by us."""
+
+    def put(self, key: str, source: BinaryIO) -> int:
+        """Store the stream durably under the key, in bounded memory, and return its size in bytes. All or nothing."""
+
+    def open(self, key: str) -> BinaryIO:
+        """A readable stream. Raises `NotFound`."""
+
+    def local_path(self, key: str) -> AbstractContextManager[Path]:
+        """A file on this machine with the blob's bytes, valid inside the context. Raises `NotFound`."""
+
+    def delete(self, key: str) -> None:
+        """Remove the blob; nothing happens if there is none."""
+
+    def health(self) -> dict[str, str]:
+        """`{"type": ..., "status": "green" | "red"}`; never raises."""
+
+
+class Embedder(Protocol):
+    """Turns texts into unit vectors.
+
+    `space` names model, weights and precision: vectors of different spaces never mix. `dimension` is the vectors' length.
+    `tokenizer_path` is a `tokenizer.json` that counts this model's tokens, or a close stand-in for a remote model.
+    """
+
+    space: str
+    dimension: int
+    tokenizer_path: Path
+
+    async def embed_query(self, text: str) -> np.ndarray:
+        """float32 `[dimension]`, unit length. Raises `ProviderError`, `Overloaded`."""
+
+    async def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 `[len(texts), dimension]`, unit length, in the order given. Yields to queries. Raises as `embed_query`."""
+
+    def trust(self, text: str) -> float:
+        """How far this model understands the text's language, 0 (not at all) to 1; scales the vector arm's weight."""
+
+
+class ChatModel(Protocol):
+    """A chat model behind some endpoint. `context_tokens` bounds prompt and answer together."""
+
+    name: str
+    context_tokens: int
+
+    def stream(self, messages: Sequence[ChatMessage], options: ChatOptions) -> AsyncIterator[ChatDelta]:
+        """The answer as it comes. Close it (`aclosing`) to end the vendor's call. Raises `ProviderError`."""
+
+    async def complete(self, messages: Sequence[ChatMessage], options: ChatOptions) -> ChatReply:
+        """The whole answer. Raises `ProviderError`."""
+
+
+class Reranker(Protocol):
+    """Scores texts against a query. A class offers `async_similarity`, or only `similarity`, which then runs in the executor."""
+
+    def similarity(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
+        """Scores in [0, 1], float32 `[len(texts)]` in the order given, and the tokens used (None: unknown). Raises `ProviderError`."""
+
+
+class IngestRecords(Protocol):
+    """Where the ingestion worker finds its tasks and writes what became of them. All calls are one transaction each."""
+
+    async def claim(self, worker: str, lease_seconds: float) -> IngestTask | None:
+        """Lease the next task that is due (queued, or leased by a worker that stopped renewing); None if there is none."""
+
+    async def renew(self, task: IngestTask, worker: str, lease_seconds: float) -> bool:
+        """Extend the lease. False: the task was stopped, superseded or taken over; drop it."""
+
+    async def report(self, task: IngestTask, worker: str, progress: float, message: str) -> bool:
+        """Show progress (0 to 1) and a line for people. False as for `renew`."""
+
+    async def finish(self, task: IngestTask, worker: str, *, chunk_count: int, token_count: int, message: str) -> bool:
+        """Mark the task done and set the document's counters. False: the task was no longer ours, nothing was written."""
+
+    async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
+        """Mark the task failed with a message for people; with `retry` it is queued again until its attempts are used up."""
+
+
+Clock = Callable[[], float]

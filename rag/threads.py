@@ -1,0 +1,85 @@
+"""The one crossing from the event loop to blocking code: named, bounded thread pools called lanes."""
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from rag.errors import Overloaded, Unavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """A lane at one moment. `busy` and `threads` count threads, `queued` calls that wait for one."""
+
+    name: str
+    threads: int
+    busy: int
+    queued: int
+    queue_limit: int
+
+
+class Lane:
+    """Runs blocking calls on at most `threads` threads with at most `queue_limit` calls waiting.
+
+    A call over the limit is refused at once with `Overloaded`, before any work was done. Cancelling the awaiting task
+    returns at once: a queued call is dropped, a running one ends by itself and its result is thrown away. Context
+    variables of the caller are visible to the call.
+    """
+
+    def __init__(self, name: str, threads: int, queue_limit: int, on_wait: Callable[[str, float], None] | None = None) -> None:
+        """`on_wait(name, seconds)` is told, on the lane's thread, how long each call waited for one."""
+        self.name = name
+        self._threads = threads
+        self._queue_limit = queue_limit
+        self._on_wait = on_wait
+        self._in_flight = 0
+        self._counting = threading.Lock()
+        self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=f"millrace-{name}")
+
+    @property
+    def state(self) -> LaneState:
+        """How full the lane is now."""
+        in_flight = self._in_flight
+        return LaneState(self.name, self._threads, min(in_flight, self._threads), max(0, in_flight - self._threads), self._queue_limit)
+
+    async def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return `call(*args, **kwargs)`, computed on a thread of this lane. Raises `Overloaded` when the lane is full."""
+        return await asyncio.wrap_future(self.submit(call, *args, **kwargs))
+
+    def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """The same for code that is itself on a thread: a future instead of an awaitable."""
+        with self._counting:
+            if self._in_flight >= self._threads + self._queue_limit:
+                raise Overloaded(f"the {self.name} queue is full ({self._queue_limit} calls wait)")
+            self._in_flight += 1
+        context = contextvars.copy_context()
+        submitted = time.perf_counter()
+
+        def work() -> T:
+            if self._on_wait is not None:
+                self._on_wait(self.name, time.perf_counter() - submitted)
+            return context.run(call, *args, **kwargs)
+
+        try:
+            future = self._executor.submit(work)
+        except RuntimeError:
+            self._release()
+            raise Unavailable(f"the {self.name} lane is closed") from None
+        future.add_done_callback(self._release)
+        return future
+
+    def close(self) -> None:
+        """Wait for running calls to end and drop the waiting ones."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _release(self, _: object = None) -> None:
+        with self._counting:
+            self._in_flight -= 1
