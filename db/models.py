@@ -1,0 +1,270 @@
+"""The tables. Services use them; nothing else does.
+
+Times are integer milliseconds since the epoch. `name_key` is the name in the form that must be unique (see `name_key()`);
+it is NULL for a soft-deleted row, and NULLs do not collide. JSON columns hold text written by `JSONField`.
+"""
+
+import time
+import unicodedata
+import uuid
+from typing import Any
+
+import orjson
+from peewee import (
+    BigIntegerField,
+    BooleanField,
+    CharField,
+    DatabaseProxy,
+    DoubleField,
+    IntegerField,
+    Model,
+    TextField,
+)
+
+proxy = DatabaseProxy()
+
+
+def new_id() -> str:
+    """32 lower-case hex digits of a version 1 UUID; some clients check the version."""
+    return uuid.uuid1().hex
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def name_key(name: str) -> str:
+    """What two names share when they count as the same: their NFC form without case."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+class JSONField(TextField):
+    """A JSON value kept as text."""
+
+    def db_value(self, value: Any) -> str | None:
+        """The text to store; None stays NULL."""
+        return None if value is None else orjson.dumps(value).decode()
+
+    def python_value(self, value: str | None) -> Any:
+        """The value that was stored."""
+        return None if value is None else orjson.loads(value)
+
+
+class Row(Model):
+    """A row with an id of ours and the times of its making and last change."""
+
+    id = CharField(max_length=32, primary_key=True, default=new_id)
+    create_time = BigIntegerField(default=now_ms)
+    update_time = BigIntegerField(default=now_ms)
+
+    class Meta:
+        database = proxy
+        legacy_table_names = False
+
+
+class Tenant(Row):
+    """Who owns things."""
+
+    name = CharField(max_length=128, unique=True)
+
+
+class ApiKey(Row):
+    """A secret that stands for a tenant. `beta` is its weaker twin for read-only and bot routes."""
+
+    tenant_id = CharField(max_length=32, index=True)
+    token = CharField(max_length=64, unique=True)
+    beta = CharField(max_length=32, unique=True)
+
+
+class Dataset(Row):
+    """Documents that are searched together, and how they are cut and embedded."""
+
+    tenant_id = CharField(max_length=32)
+    created_by = CharField(max_length=32)
+    name = CharField(max_length=128)
+    name_key = CharField(max_length=255)
+    avatar = TextField(null=True)
+    description = TextField(null=True)
+    language = CharField(max_length=32, default="English")
+    permission = CharField(max_length=16, default="me")
+    embedding_model = CharField(max_length=255)
+    chunk_method = CharField(max_length=32, default="naive")
+    pipeline_id = CharField(max_length=32, null=True)
+    parser_config = JSONField(default=dict)
+    connectors = JSONField(default=list)
+    document_count = IntegerField(default=0)
+    chunk_count = IntegerField(default=0)
+    token_num = BigIntegerField(default=0)
+    pagerank = IntegerField(default=0)
+    similarity_threshold = DoubleField(default=0.2)
+    vector_similarity_weight = DoubleField(default=0.3)
+
+    class Meta:
+        indexes = (
+            (("tenant_id", "name_key"), True),
+            (("tenant_id", "create_time", "id"), False),
+            (("tenant_id", "update_time", "id"), False),
+        )
+
+
+class Document(Row):
+    """An uploaded file and what became of it.
+
+    `run` is UNSTART, RUNNING, CANCEL, DONE or FAIL; `version` counts its parse runs; `enabled` false keeps its chunks out of
+    searches. `location` is the blob's key.
+    """
+
+    tenant_id = CharField(max_length=32)
+    dataset_id = CharField(max_length=32)
+    created_by = CharField(max_length=32)
+    name = CharField(max_length=255)
+    name_key = CharField(max_length=512)
+    location = CharField(max_length=255)
+    size = BigIntegerField(default=0)
+    type = CharField(max_length=16)
+    suffix = CharField(max_length=32, default="")
+    source_type = CharField(max_length=16, default="local")
+    thumbnail = TextField(null=True)
+    content_hash = CharField(max_length=64, default="")
+    chunk_method = CharField(max_length=32, default="naive")
+    pipeline_id = CharField(max_length=32, null=True)
+    parser_config = JSONField(default=dict)
+    meta_fields = JSONField(default=dict)
+    chunk_count = IntegerField(default=0)
+    token_count = BigIntegerField(default=0)
+    progress = DoubleField(default=0.0)
+    progress_msg = TextField(default="")
+    process_begin_at = BigIntegerField(null=True)
+    process_duration = DoubleField(default=0.0)
+    run = CharField(max_length=16, default="UNSTART")
+    enabled = BooleanField(default=True)
+    version = IntegerField(default=0)
+
+    class Meta:
+        indexes = (
+            (("dataset_id", "name_key"), True),
+            (("dataset_id", "create_time", "id"), False),
+            (("dataset_id", "update_time", "id"), False),
+            (("tenant_id",), False),
+        )
+
+
+class Task(Row):
+    """Background work. At most one of a kind per document; a parse run that is superseded has a version below its document's.
+
+    Leased by `owner` until `lease_until`; due when `due_at` has passed and no lease holds.
+    """
+
+    kind = CharField(max_length=16)
+    tenant_id = CharField(max_length=32)
+    dataset_id = CharField(max_length=32)
+    document_id = CharField(max_length=32)
+    blob_key = CharField(max_length=255, default="")
+    version = IntegerField(default=1)
+    attempt = IntegerField(default=0)
+    owner = CharField(max_length=64, null=True)
+    lease_until = BigIntegerField(default=0)
+    due_at = BigIntegerField(default=now_ms)
+
+    class Meta:
+        indexes = (
+            (("kind", "document_id"), True),
+            (("due_at", "lease_until"), False),
+        )
+
+
+class Dialog(Row):
+    """A chat assistant (a "chat" on the wire): datasets, a model, a prompt. Deleted softly."""
+
+    tenant_id = CharField(max_length=32)
+    name = CharField(max_length=255)
+    name_key = CharField(max_length=512, null=True)
+    description = TextField(default="")
+    icon = TextField(default="")
+    language = CharField(max_length=32, default="English")
+    llm_id = CharField(max_length=255, default="")
+    llm_setting = JSONField(default=dict)
+    prompt_type = CharField(max_length=16, default="simple")
+    prompt_config = JSONField(default=dict)
+    meta_data_filter = JSONField(default=dict)
+    similarity_threshold = DoubleField(default=0.1)
+    vector_similarity_weight = DoubleField(default=0.3)
+    top_n = IntegerField(default=6)
+    top_k = IntegerField(default=1024)
+    do_refer = CharField(max_length=1, default="1")
+    rerank_id = CharField(max_length=255, default="")
+    dataset_ids = JSONField(default=list)
+    deleted = BooleanField(default=False)
+
+    class Meta:
+        indexes = (
+            (("tenant_id", "name_key"), True),
+            (("tenant_id", "deleted", "create_time", "id"), False),
+        )
+
+
+class Conversation(Row):
+    """A session of a chat. Its turns are rows of `Message`."""
+
+    tenant_id = CharField(max_length=32)
+    dialog_id = CharField(max_length=32)
+    name = CharField(max_length=255)
+    user_id = CharField(max_length=255, default="")
+
+    class Meta:
+        indexes = (
+            (("dialog_id", "create_time", "id"), False),
+            (("dialog_id", "update_time", "id"), False),
+        )
+
+
+class Message(Row):
+    """One message of a conversation, in order of `position`. `turn_id` is shared by a question and its answer.
+
+    `reference` holds what an answer cites (assistant messages only), `created_at` seconds since the epoch.
+    """
+
+    conversation_id = CharField(max_length=32)
+    position = IntegerField()
+    turn_id = CharField(max_length=36, default="")
+    role = CharField(max_length=16)
+    content = TextField()
+    reference = JSONField(null=True)
+    extra = JSONField(default=dict)
+    created_at = DoubleField(null=True)
+
+    class Meta:
+        indexes = ((("conversation_id", "position"), True),)
+
+
+class SearchApp(Row):
+    """A saved search (a "search" on the wire): datasets and how to search and summarise them."""
+
+    tenant_id = CharField(max_length=32)
+    created_by = CharField(max_length=32)
+    name = CharField(max_length=255)
+    name_key = CharField(max_length=512)
+    description = TextField(default="")
+    avatar = TextField(null=True)
+    search_config = JSONField(default=dict)
+
+    class Meta:
+        indexes = (
+            (("tenant_id", "name_key"), True),
+            (("tenant_id", "create_time", "id"), False),
+        )
+
+
+class SchemaVersion(Model):
+    """The migrations that have run."""
+
+    version = IntegerField(primary_key=True)
+    applied_at = BigIntegerField(default=now_ms)
+
+    class Meta:
+        database = proxy
+        legacy_table_names = False
+
+
+ALL = (Tenant, ApiKey, Dataset, Document, Task, Dialog, Conversation, Message, SearchApp)

@@ -1,0 +1,142 @@
+"""Every setting, declared once: name, default, help, unit, secret. `docs/settings.md` and `millrace check` are made from this.
+
+A setting `port` is read from the environment as `MILLRACE_PORT` and from the settings file as `port = 9380`; the environment wins.
+Models can only be given in the file, as `[[models]]` tables; their keys are named by environment variable, never written down.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rag.errors import SettingsError
+
+PREFIX = "MILLRACE_"
+FILE_NAME = "millrace.toml"
+CORES = os.cpu_count() or 1
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class ModelSettings(BaseModel):
+    """One `[[models]]` table: a model that callers may name as `<name>@<provider>`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="the model's name, as its endpoint knows it")
+    provider: str = Field(min_length=1, pattern=r"^[^@]+$", description="a name of your choice for the endpoint")
+    kind: Literal["chat", "embedding", "rerank"] = Field(description="what the model does")
+    base_url: str | None = Field(None, description="the OpenAI-compatible endpoint, with or without /v1")
+    api_key_env: str | None = Field(None, description="the environment variable that holds the key")
+    path: Path | None = Field(None, description="a model directory on this machine, instead of base_url (embedding)")
+    context_tokens: Positive = Field(8192, description="tokens the model reads and writes together (chat)")
+    dimension: Positive | None = Field(None, description="length of its vectors; asked of the endpoint when left out (embedding)")
+    max_batch: Positive = Field(32, description="texts sent in one call (embedding)")
+    concurrency: Positive = Field(64, description="calls under way at once")
+    timeout_seconds: Seconds = Field(
+        60.0, description="the longest wait for a whole answer, or for the next piece of a streamed one"
+    )
+    languages: list[str] | None = Field(
+        None, description="the languages an embedding model understands, as ISO 639-1 codes; all when left out"
+    )
+    default: bool = Field(False, description="used where a caller names no model of this kind")
+
+
+class Settings(BaseModel):
+    """The server's settings. Built by `load`; frozen afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(9380, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    data_dir: Path = Field(Path("data"), description="where documents, the database and the index live")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line that is logged")
+    log_format: Literal["auto", "json", "text"] = Field("auto", description="auto writes text to a terminal and JSON elsewhere")
+
+    max_upload_bytes: Positive = Field(1 << 30, description="largest file that is taken", json_schema_extra={"unit": "bytes"})
+    max_body_bytes: Positive = Field(8 << 20, description="largest JSON body that is taken", json_schema_extra={"unit": "bytes"})
+    request_timeout_seconds: Seconds = Field(
+        60.0, description="deadline of a request that is not a stream", json_schema_extra={"unit": "seconds"}
+    )
+    chat_timeout_seconds: Seconds = Field(
+        600.0, description="deadline of a whole chat answer", json_schema_extra={"unit": "seconds"}
+    )
+    drain_seconds: Seconds = Field(
+        30.0, description="how long a stopping server lets requests finish", json_schema_extra={"unit": "seconds"}
+    )
+
+    db_threads: Positive = Field(8, description="threads for the database")
+    search_threads: Positive = Field(4, description="threads for the search store")
+    blob_threads: Positive = Field(4, description="threads for reading and writing files")
+    model_threads: Positive = Field(CORES, description="threads for local models answering queries")
+    ingest_model_threads: Positive = Field(max(1, CORES - 1), description="threads for local models embedding documents")
+    queue_limit: Positive = Field(1024, description="calls that may wait for a thread of a pool; more are refused with 503")
+
+    ingest_workers: int = Field(1, ge=0, description="documents this server ingests at once; 0 leaves it to `millrace worker`")
+    parser_processes: Positive = Field(1, description="processes that parse documents")
+    parser_memory_bytes: Positive = Field(
+        2 << 30, description="address space of a parser process", json_schema_extra={"unit": "bytes"}
+    )
+    parser_timeout_seconds: Seconds = Field(
+        600.0, description="longest time for parsing one document", json_schema_extra={"unit": "seconds"}
+    )
+    lease_seconds: Seconds = Field(
+        15.0, description="a worker that is silent for so long loses its task", json_schema_extra={"unit": "seconds"}
+    )
+
+    rerank_candidates: Positive = Field(64, description="candidates a reranker scores")
+    keep_vector_only: bool = Field(
+        True, description="whether chunks that share no word with the question are found while others do"
+    )
+    default_tenant: str = Field("default", description="name of the tenant made at the first start")
+
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description='other names for models: `alias = "<model>@<provider>"` (file only)'
+    )
+    models: list[ModelSettings] = Field(default_factory=list, description="models beside the built-in ones (file only)")
+
+
+FILE_ONLY = ("aliases", "models")
+
+
+def load(environ: Mapping[str, str], folder: Path) -> Settings:
+    """The settings from `folder/millrace.toml` (or the file `MILLRACE_CONFIG` names), overridden by the environment.
+
+    Raises `SettingsError` with one line for the first unknown name or malformed value.
+    """
+    values = _from_file(Path(environ.get(PREFIX + "CONFIG") or folder / FILE_NAME), required=bool(environ.get(PREFIX + "CONFIG")))
+    for variable in sorted(environ):
+        # MILLRACE_TEST_* belongs to the tests: addresses of real services
+        if not variable.startswith(PREFIX) or variable == PREFIX + "CONFIG" or variable.startswith(PREFIX + "TEST_"):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in Settings.model_fields or name in FILE_ONLY:
+            raise SettingsError(f"unknown setting {variable}")
+        values[name] = environ[variable]
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_first_line(error)) from None
+
+
+def _from_file(path: Path, required: bool) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            raise SettingsError(f"the settings file {path} does not exist")
+        return {}
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from None
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {name}"
+    return f"setting {name} ({PREFIX}{name.upper()}): {first['msg'].lower()}"
