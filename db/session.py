@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from peewee import InterfaceError, OperationalError, SqliteDatabase
+from peewee import DatabaseError, DataError, IntegrityError, InterfaceError, ProgrammingError, SqliteDatabase
 
 from db.migrate import migrate
 from db.models import proxy
@@ -73,6 +73,8 @@ class Session:
             database.connect(reuse_if_open=True)
             with database.atomic(mode):
                 return service(*args, **kwargs)
-        except (OperationalError, InterfaceError) as error:
+        except (IntegrityError, DataError, ProgrammingError):
+            raise  # a service's own matter; the database itself is well
+        except (DatabaseError, InterfaceError) as error:
             database.close()
             raise Unavailable(f"the database cannot answer: {type(error).__name__}") from error

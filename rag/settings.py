@@ -1,6 +1,6 @@
 """Every setting, declared once: name, default, help, unit, secret. `docs/settings.md` and `millrace check` are made from this.
 
-A setting `port` is read from the environment as `MILLRACE_PORT` and from the settings file as `port = 9380`; the environment wins.
+A setting `port` is read from the environment as `MILLRACE_PORT` and from the file as `port = 9380`; the environment wins.
 Models can only be given in the file, as `[[models]]` tables; their keys are named by environment variable, never written down.
 """
 
@@ -20,6 +20,8 @@ CORES = os.cpu_count() or 1
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+BYTES = {"unit": "bytes"}
+SECONDS = {"unit": "seconds"}
 
 
 class ModelSettings(BaseModel):
@@ -38,10 +40,10 @@ class ModelSettings(BaseModel):
     max_batch: Positive = Field(32, description="texts sent in one call (embedding)")
     concurrency: Positive = Field(64, description="calls under way at once")
     timeout_seconds: Seconds = Field(
-        60.0, description="the longest wait for a whole answer, or for the next piece of a streamed one"
+        60.0, description="longest wait for an answer, or for the next piece of a streamed one"
     )
     languages: list[str] | None = Field(
-        None, description="the languages an embedding model understands, as ISO 639-1 codes; all when left out"
+        None, description="languages an embedding model understands (ISO 639-1); all when left out"
     )
     default: bool = Field(False, description="used where a caller names no model of this kind")
 
@@ -57,16 +59,16 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line that is logged")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto writes text to a terminal and JSON elsewhere")
 
-    max_upload_bytes: Positive = Field(1 << 30, description="largest file that is taken", json_schema_extra={"unit": "bytes"})
-    max_body_bytes: Positive = Field(8 << 20, description="largest JSON body that is taken", json_schema_extra={"unit": "bytes"})
+    max_upload_bytes: Positive = Field(1 << 30, description="largest file that is taken", json_schema_extra=BYTES)
+    max_body_bytes: Positive = Field(8 << 20, description="largest JSON body that is taken", json_schema_extra=BYTES)
     request_timeout_seconds: Seconds = Field(
-        60.0, description="deadline of a request that is not a stream", json_schema_extra={"unit": "seconds"}
+        60.0, description="deadline of a request that is not a stream", json_schema_extra=SECONDS
     )
     chat_timeout_seconds: Seconds = Field(
-        600.0, description="deadline of a whole chat answer", json_schema_extra={"unit": "seconds"}
+        600.0, description="deadline of a whole chat answer", json_schema_extra=SECONDS
     )
     drain_seconds: Seconds = Field(
-        30.0, description="how long a stopping server lets requests finish", json_schema_extra={"unit": "seconds"}
+        30.0, description="how long a stopping server lets requests finish", json_schema_extra=SECONDS
     )
 
     db_threads: Positive = Field(8, description="threads for the database")
@@ -79,13 +81,13 @@ class Settings(BaseModel):
     ingest_workers: int = Field(1, ge=0, description="documents this server ingests at once; 0 leaves it to `millrace worker`")
     parser_processes: Positive = Field(1, description="processes that parse documents")
     parser_memory_bytes: Positive = Field(
-        2 << 30, description="address space of a parser process", json_schema_extra={"unit": "bytes"}
+        2 << 30, description="address space of a parser process", json_schema_extra=BYTES
     )
     parser_timeout_seconds: Seconds = Field(
-        600.0, description="longest time for parsing one document", json_schema_extra={"unit": "seconds"}
+        600.0, description="longest time for parsing one document", json_schema_extra=SECONDS
     )
     lease_seconds: Seconds = Field(
-        15.0, description="a worker that is silent for so long loses its task", json_schema_extra={"unit": "seconds"}
+        15.0, description="a worker that is silent for so long loses its task", json_schema_extra=SECONDS
     )
 
     rerank_candidates: Positive = Field(64, description="candidates a reranker scores")

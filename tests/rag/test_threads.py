@@ -1,0 +1,101 @@
+"""rag/threads.py: the lanes stay bounded, carry context, and let a cancelled caller go at once."""
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from rag.errors import Overloaded, Unavailable
+from rag.threads import Lane
+
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
+
+
+@pytest.fixture
+def lane() -> Iterator[Lane]:
+    lane = Lane("test", threads=1, queue_limit=1)
+    yield lane
+    lane.close()
+
+
+async def occupy(lane: Lane) -> tuple[asyncio.Task[bool], threading.Event]:
+    """A call that holds the lane's thread until the event is set."""
+    started, release = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def hold() -> bool:
+        loop.call_soon_threadsafe(started.set)
+        return release.wait(10)
+
+    task = asyncio.create_task(lane.run(hold))
+    await started.wait()
+    return task, release
+
+
+async def test_a_call_runs_on_a_named_thread_with_the_callers_context(lane: Lane) -> None:
+    request_id.set("r-1")
+    name, seen = await lane.run(lambda: (threading.current_thread().name, request_id.get()))
+    assert name.startswith("millrace-test")
+    assert seen == "r-1"
+
+
+async def test_an_error_of_the_call_reaches_the_caller(lane: Lane) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await lane.run(lambda: 1 // 0)
+    assert lane.state.busy == 0
+
+
+async def test_a_full_lane_refuses_at_once_and_recovers(lane: Lane) -> None:
+    holder, release = await occupy(lane)
+    waiting = asyncio.create_task(lane.run(lambda: "second"))
+    await asyncio.sleep(0)
+    assert (lane.state.busy, lane.state.queued) == (1, 1)
+    with pytest.raises(Overloaded) as refused:
+        await lane.run(lambda: "third")
+    assert refused.value.retry_after_seconds > 0
+    release.set()
+    assert await holder
+    assert await waiting == "second"
+    assert await lane.run(lambda: "after") == "after"
+
+
+async def test_cancelling_a_waiting_call_frees_its_place_and_never_runs_it(lane: Lane) -> None:
+    holder, release = await occupy(lane)
+    ran: list[int] = []
+    waiting = asyncio.create_task(lane.run(ran.append, 1))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert lane.state.queued == 0
+    release.set()
+    await holder
+    await lane.run(lambda: None)
+    assert ran == []
+
+
+async def test_cancelling_a_running_call_returns_at_once(lane: Lane) -> None:
+    holder, release = await occupy(lane)
+    holder.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await holder
+    release.set()
+
+
+async def test_the_wait_for_a_thread_is_reported() -> None:
+    waits: list[tuple[str, float]] = []
+    lane = Lane("timed", threads=1, queue_limit=1, on_wait=lambda name, seconds: waits.append((name, seconds)))
+    await lane.run(lambda: None)
+    lane.close()
+    assert waits[0][0] == "timed"
+    assert waits[0][1] >= 0
+
+
+async def test_a_closed_lane_says_so() -> None:
+    lane = Lane("closed", threads=1, queue_limit=1)
+    lane.close()
+    with pytest.raises(Unavailable, match="closed"):
+        await lane.run(lambda: None)
+    assert lane.state.busy == 0
