@@ -1,0 +1,107 @@
+"""Runs a model directory in onnxruntime: token ids in, unit vectors out. Blocking and thread-safe; no asyncio here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+from rag.errors import ProviderBadReply, SettingsError
+from rag.llm.bert_graph import cached_graph
+from rag.llm.model_directory import ModelDirectory
+from rag.llm.vectors import unit_rows
+
+_KNOWN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+_POOLED_OUTPUT = "sentence_embedding"
+_TOKEN_OUTPUTS = ("token_embeddings", "last_hidden_state")
+# A text is cut to this many characters per token of the limit before it is tokenised, so that a text of millions costs nothing.
+_CHARACTERS_PER_TOKEN = 64
+
+
+class Encoder:
+    """A loaded model: one onnxruntime session of one core a call, and its tokenizer."""
+
+    def __init__(self, directory: ModelDirectory, cache_dir: Path) -> None:
+        """Load the model, building its graph into `cache_dir` when the directory has none. Raises `SettingsError`."""
+        self._directory = directory
+        self._tokenizer = _open_tokenizer(directory)
+        self._session = _open_session(directory, cache_dir)
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        if "input_ids" not in self._inputs or not self._inputs <= _KNOWN_INPUTS:
+            raise SettingsError(f"{directory.path}: the model's inputs {', '.join(sorted(self._inputs))} are not understood")
+        self._output = _choose_output(directory, [value.name for value in self._session.get_outputs()])
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids with the special tokens, cut to the model's length."""
+        limit = self._directory.max_tokens * _CHARACTERS_PER_TOKEN
+        # A lone surrogate cannot be encoded as UTF-8, which is how the tokenizer takes text.
+        readable = [text[:limit].encode("utf-8", "replace").decode() for text in texts]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(readable)]
+
+    def embed(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Unit vectors float32 `[len(token_ids), dimension]`; the batch is padded to its longest. Raises `ProviderBadReply`."""
+        longest = max(len(ids) for ids in token_ids)
+        ids = np.full((len(token_ids), longest), self._directory.pad_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, sequence in enumerate(token_ids):
+            ids[row, : len(sequence)] = sequence
+            mask[row, : len(sequence)] = 1
+        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        (output,) = self._session.run([self._output], {name: feed[name] for name in self._inputs})
+        pooled = output if output.ndim == 2 else pool(output.astype(np.float32, copy=False), mask, self._directory.pooling)
+        if pooled.shape != (len(token_ids), self._directory.dimension):
+            raise ProviderBadReply(
+                f"{self._directory.path.name} gave vectors of {pooled.shape[-1]}, not {self._directory.dimension} numbers"
+            )
+        return unit_rows(pooled, self._directory.path.name)
+
+
+def pool(hidden: np.ndarray, mask: np.ndarray, mode: str) -> np.ndarray:
+    """One vector a text from its tokens' `[batch, tokens, hidden]`, as sentence-transformers' Pooling module defines the modes."""
+    weights = mask[:, :, None].astype(np.float32)
+    match mode:
+        case "cls":
+            return hidden[:, 0]
+        case "last":
+            return hidden[np.arange(len(hidden)), mask.sum(axis=1) - 1]
+        case "max":
+            return np.where(weights > 0, hidden, -np.inf).max(axis=1)
+        case "mean_sqrt":
+            return (hidden * weights).sum(axis=1) / np.sqrt(weights.sum(axis=1))
+        case "mean":
+            return (hidden * weights).sum(axis=1) / weights.sum(axis=1)
+    raise ValueError(f"unknown pooling {mode}")
+
+
+def _open_tokenizer(directory: ModelDirectory) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(directory.tokenizer_path))
+    except Exception as error:  # the library raises plain Exception
+        raise SettingsError(f"{directory.tokenizer_path}: cannot be read as a tokenizer") from error
+    # The file may carry padding and a truncation of its own (all-MiniLM-L6-v2: both to 128), which would cost time and text.
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(directory.max_tokens)
+    return tokenizer
+
+
+def _open_session(directory: ModelDirectory, cache_dir: Path) -> onnxruntime.InferenceSession:
+    graph = directory.weights_path
+    if graph.suffix == ".safetensors":
+        graph = cached_graph(graph, directory.config, cache_dir)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's error classes share no base
+        raise SettingsError(f"{graph}: onnxruntime cannot load the model") from error
+
+
+def _choose_output(directory: ModelDirectory, names: Sequence[str]) -> str:
+    for wanted in (_POOLED_OUTPUT, *_TOKEN_OUTPUTS):
+        if wanted in names:
+            return wanted
+    raise SettingsError(f"{directory.path}: the model's outputs {', '.join(names)} are not understood")
