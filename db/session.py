@@ -9,7 +9,7 @@ from peewee import DatabaseError, DataError, IntegrityError, InterfaceError, Pro
 
 from db.migrate import migrate
 from db.models import proxy
-from rag.errors import Unavailable
+from rag.errors import DatabaseUnavailable
 from rag.threads import Lane
 
 P = ParamSpec("P")
@@ -28,7 +28,7 @@ class Session:
     """Runs service functions. `read` and `write` are for the event loop, `read_now` and `write_now` for code on a thread.
 
     A service function is plain and blocking; it runs inside one transaction that commits when it returns and rolls back when
-    it raises. It must not keep peewee rows alive: it returns frozen dataclasses. Errors: `Unavailable` when the database does
+    it raises. It must not keep peewee rows alive: it returns frozen dataclasses. Errors: `DatabaseUnavailable` when the database does
     not answer, `Overloaded` when too many calls wait, and whatever the service raises.
     """
 
@@ -77,4 +77,4 @@ class Session:
             raise  # a service's own matter; the database itself is well
         except (DatabaseError, InterfaceError) as error:
             database.close()
-            raise Unavailable(f"the database cannot answer: {type(error).__name__}") from error
+            raise DatabaseUnavailable(f"the database cannot answer: {type(error).__name__}") from error

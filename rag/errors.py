@@ -8,6 +8,7 @@
     ├── Conflict               the thing's state forbids it (name taken, already running)
     ├── Overloaded             a bounded queue is full; carries retry_after_seconds
     ├── Unavailable            a part (database, store, blobs) cannot answer now; carries retry_after_seconds
+    │   ├── DatabaseUnavailable  the database, that is
     │   └── Corrupt            derived data is damaged and is being rebuilt
     ├── DeadlineExceeded       the time given to a stage ran out
     ├── ParseFailed            a document could not be turned into text ── Encrypted · ParserKilled
@@ -68,6 +69,10 @@ class Unavailable(MillraceError):
     def __init__(self, message: str, retry_after_seconds: float = 2.0) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot answer now; the transaction was not made."""
 
 
 class Corrupt(Unavailable):
