@@ -1,0 +1,96 @@
+"""The HTTP application: `create_app(parts)` puts blueprints, authentication, limits and the error table together."""
+
+import asyncio
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import structlog
+from quart import Quart, Response, g, request
+from quart.typing import ResponseReturnValue
+
+from api import openapi
+from api.asgi import Connection, PressingRequest
+from api.auth import KeyRing
+from api.context import request_id
+from api.errors import error_response
+from api.parts import Parts
+from api.routes import Routes, RouteSpec
+from rag.errors import DeadlineExceeded
+
+BLUEPRINTS: tuple[Routes, ...] = (openapi.api,)
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
+    "Access-Control-Allow-Headers": "*, Authorization, Content-Type",
+    "Access-Control-Max-Age": "86400",
+}
+
+
+class Application(Quart):
+    """Quart, without what an API has no use for: cookie sessions, redirects, forms on disk."""
+
+    request_class = PressingRequest
+    asgi_http_class = Connection
+
+    def __init__(self, parts: Parts, blueprints: Sequence[Routes]) -> None:
+        super().__init__(__name__, static_folder=None)
+        self.url_map.strict_slashes = False
+        self.url_map.merge_slashes = False
+        self.config["RESPONSE_TIMEOUT"] = None  # a download or a stream takes as long as it takes
+        self.config["BODY_TIMEOUT"] = None
+        self.config["PROPAGATE_EXCEPTIONS"] = False
+        self.keys = KeyRing(parts.session)
+        self.specs: dict[str, RouteSpec] = {}
+        self.extensions["parts"] = parts
+        self.extensions["keys"] = self.keys
+        self._seconds = parts.settings.request_timeout_seconds
+        for blueprint in blueprints:
+            self.register_blueprint(blueprint)
+            self.specs |= {spec.endpoint: spec for spec in blueprint.specs}
+        self.register_error_handler(Exception, self._answer_error)
+        self.after_request(_finish)
+
+    async def dispatch_request(self, request_context: Any = None) -> ResponseReturnValue:
+        """Authenticate, then run the handler within the request's deadline."""
+        _begin()
+        if request.routing_exception is not None:
+            raise request.routing_exception
+        if request.method == "OPTIONS":
+            return Response("", 204, PREFLIGHT)
+        spec = self.specs[request.endpoint or ""]
+        if not spec.public:
+            g.tenant_id = await self.keys.tenant_of(request.headers.get("Authorization"))
+        handler: Callable[..., Awaitable[ResponseReturnValue]] = self.view_functions[spec.endpoint]
+        arguments = request.view_args or {}
+        if spec.stream:
+            return await handler(**arguments)
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await handler(**arguments)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the request took longer than {self._seconds:g} seconds") from None
+
+    async def _answer_error(self, error: Exception) -> Response:
+        spec = self.specs.get(request.endpoint or "")
+        return error_response(error, "J" if spec is None else spec.kind)
+
+
+def create_app(parts: Parts, blueprints: Sequence[Routes] = BLUEPRINTS) -> Application:
+    """The application over these parts, to be served by any ASGI server."""
+    return Application(parts, blueprints)
+
+
+def _begin() -> None:
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:16]
+    structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+
+async def _finish(response: Response) -> Response:
+    response.headers["Access-Control-Allow-Origin"] = "*"
+    response.headers["Access-Control-Expose-Headers"] = "X-Request-Id, Content-Disposition, Retry-After"
+    response.headers["X-Request-Id"] = request_id()
+    return response
