@@ -34,7 +34,7 @@ class ModelSettings(BaseModel):
     kind: Literal["chat", "embedding", "rerank"] = Field(description="what the model does")
     base_url: str | None = Field(None, description="the OpenAI-compatible endpoint, with or without /v1")
     api_key_env: str | None = Field(None, description="the environment variable that holds the key")
-    path: Path | None = Field(None, description="a model directory on this machine, instead of base_url (embedding)")
+    path: Path | None = Field(None, description="a model directory on this machine; beside a base_url it only counts tokens (embedding)")
     context_tokens: Positive = Field(8192, description="tokens the model reads and writes together (chat)")
     dimension: Positive | None = Field(None, description="length of its vectors; asked of the endpoint when left out (embedding)")
     max_batch: Positive = Field(32, description="texts sent in one call (embedding)")
@@ -45,6 +45,11 @@ class ModelSettings(BaseModel):
     languages: list[str] | None = Field(
         None, description="languages an embedding model understands (ISO 639-1); all when left out"
     )
+    pooling: Literal["cls", "mean", "max", "mean_sqrt", "last"] | None = Field(
+        None, description="how a model directory that does not say so pools its tokens (embedding)"
+    )
+    query_prompt: str | None = Field(None, description="text put before a question; the model directory's own when left out (embedding)")
+    document_prompt: str | None = Field(None, description="text put before a passage; the model directory's own when left out (embedding)")
     default: bool = Field(False, description="used where a caller names no model of this kind")
 
 
@@ -56,6 +61,7 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(9380, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     data_dir: Path = Field(Path("data"), description="where documents, the database and the index live")
+    cache_dir: Path | None = Field(None, description="where what is built from model weights is kept; `<data_dir>/cache` when left out")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line that is logged")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto writes text to a terminal and JSON elsewhere")
 

@@ -54,13 +54,23 @@ class ModelDirectory:
     digest: str
 
 
+def bundled_is_installed() -> bool:
+    """Whether the weights of all-MiniLM-L6-v2 are on this machine."""
+    return _bundled_package() is not None
+
+
 def bundled_model_path() -> Path:
     """Where the weights of all-MiniLM-L6-v2 are installed. Raises `SettingsError` when they are not."""
+    package = _bundled_package()
+    if package is None:
+        raise SettingsError("the bundled embedding model is not installed (dependency group `model`); install it or configure another")
+    return package / "model"
+
+
+def _bundled_package() -> Path | None:
     # find_spec, not import: the package's own module loads torch.
     found = importlib.util.find_spec(BUNDLED_PACKAGE)
-    if found is None or not found.submodule_search_locations:
-        raise SettingsError("the bundled embedding model is not installed (dependency group `model`); install it or configure another")
-    return Path(found.submodule_search_locations[0]) / "model"
+    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
 
 
 def read_model_directory(

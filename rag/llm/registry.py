@@ -1,0 +1,253 @@
+"""The models of this server by the names callers use: `<model>@<provider>`, an id of 32 hex digits, or an alias."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rag.errors import NotFound, SettingsError
+from rag.llm.chat_model import OpenAIChatModel
+from rag.llm.embedding_model import OpenAIEmbedder
+from rag.llm.endpoint import Endpoint, authorization, openai_url
+from rag.llm.local import LocalEmbedder
+from rag.llm.model_directory import bundled_is_installed, bundled_model_path, read_model_directory
+from rag.llm.resilience import Guard
+from rag.llm.transport import Transport
+from rag.ports import ChatModel, Embedder
+from rag.settings import ModelSettings
+from rag.threads import Lane
+
+Kind = Literal["chat", "embedding", "rerank"]
+KINDS: tuple[Kind, ...] = ("chat", "embedding", "rerank")
+
+BUNDLED_EMBEDDING = "all-MiniLM-L6-v2@Local"
+EXTRACTIVE_CHAT = "extractive@Millrace"
+
+_ID_NAMESPACE = uuid.UUID("6f3b1c2e-6c0e-5c62-9f0f-0d5a4d1f7c11")
+
+
+class UnknownProvider(NotFound):
+    """No model of that provider is configured. `model` and `provider` are the parts of the identifier."""
+
+    def __init__(self, model: str, provider: str) -> None:
+        super().__init__("no model of that provider is configured")
+        self.model = model
+        self.provider = provider
+
+
+class UnknownModel(NotFound):
+    """The provider is known, or the identifier names none, but it has no such model of that kind."""
+
+    def __init__(self, model: str, kind: Kind) -> None:
+        super().__init__(f"no such {kind} model is configured")
+        self.model = model
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model that callers may name: at `base_url`, or in the directory `path`; the built-in answerer has neither.
+
+    An embedding model with both is asked at `base_url`, and its tokens are counted by `path/tokenizer.json`.
+    The fields mean what they mean in `rag.settings.ModelSettings`; `api_key` is the key itself.
+    """
+
+    name: str
+    provider: str
+    kind: Kind
+    base_url: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
+    path: Path | None = None
+    context_tokens: int = 8192
+    dimension: int | None = None
+    max_batch: int = 32
+    concurrency: int = 64
+    timeout_seconds: float = 60.0
+    stream_seconds: float = 600.0
+    languages: tuple[str, ...] = ()
+    pooling: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    default: bool = False
+
+    @classmethod
+    def from_settings(cls, model: ModelSettings, api_key: str | None, stream_seconds: float) -> "ModelSpec":
+        """The spec of a `[[models]]` table; `api_key` is the value of the variable it names."""
+        values = model.model_dump(exclude={"api_key_env", "languages"})
+        return cls(**values, languages=tuple(model.languages or ()), api_key=api_key, stream_seconds=stream_seconds)
+
+    @property
+    def identifier(self) -> str:
+        """`<name>@<provider>`."""
+        return f"{self.name}@{self.provider}"
+
+    @property
+    def id(self) -> str:
+        """32 hex digits, the same for the same identifier everywhere and always."""
+        return uuid.uuid5(_ID_NAMESPACE, self.identifier).hex
+
+
+class Registry:
+    """Finds models by name and opens each once. Building it reads model directories; nothing else is touched until a call."""
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        aliases: Mapping[str, str],
+        transport: Transport,
+        *,
+        query_lane: Lane,
+        document_lane: Lane,
+        cache_dir: Path,
+        query_cache_size: int = 0,
+    ) -> None:
+        """`cache_dir` takes graphs built from weights. Raises `SettingsError` for specs or aliases that contradict each other."""
+        self._transport = transport
+        self._lanes = (query_lane, document_lane)
+        self._cache_dir = cache_dir
+        self._query_cache_size = query_cache_size
+        self._specs = _with_built_in(specs)
+        _check_specs(self._specs)
+        self._by_name = {(spec.kind, name): spec for spec in self._specs for name in (spec.identifier, spec.id)}
+        self._aliases = dict(aliases)
+        for alias, target in self._aliases.items():
+            if not any(self._find(kind, target) for kind in KINDS):
+                raise SettingsError(f"alias {alias}: no model {target} is configured")
+        self._embedders = {spec.identifier: self._open_embedder(spec) for spec in self.list("embedding")}
+        self._chats = {spec.identifier: self._open_chat(spec) for spec in self.list("chat")}
+
+    @property
+    def default_embedding(self) -> str:
+        """The identifier of the embedding model used where a caller names none."""
+        return self._default("embedding")
+
+    @property
+    def default_chat(self) -> str:
+        """The same for chat; the built-in extractive answerer when no chat model is configured."""
+        return self._default("chat")
+
+    def list(self, kind: Kind) -> list[ModelSpec]:
+        """The models of a kind, the configured ones first."""
+        return [spec for spec in self._specs if spec.kind == kind]
+
+    def resolve(self, name: str, kind: Kind) -> ModelSpec:
+        """The model that `name` means. Raises `UnknownProvider`, `UnknownModel`."""
+        target = self._aliases.get(name, name)
+        spec = self._find(kind, target)
+        if spec is not None:
+            return spec
+        model, provider = split_identifier(target)
+        if provider and all(spec.provider != provider for spec in self._specs):
+            raise UnknownProvider(model, provider)
+        raise UnknownModel(model, kind)
+
+    def embedder(self, name: str | None = None) -> Embedder:
+        """The embedder that `name` means, the default one without a name. Raises as `resolve`."""
+        return self._embedders[self.resolve(name or self.default_embedding, "embedding").identifier]
+
+    def chat(self, name: str | None = None) -> ChatModel | None:
+        """The chat model that `name` means; None for the built-in extractive answerer. Raises as `resolve`."""
+        return self._chats[self.resolve(name or self.default_chat, "chat").identifier]
+
+    async def warm(self) -> None:
+        """Load the default embedding model, so that the first call is fast. Raises `SettingsError`, `ProviderError`."""
+        await self._embedders[self.default_embedding].warm()
+
+    def _default(self, kind: Kind) -> str:
+        candidates = self.list(kind)
+        chosen = [spec for spec in candidates if spec.default]
+        built_in = [spec for spec in candidates if spec.identifier == BUNDLED_EMBEDDING]
+        return (chosen + built_in + candidates)[0].identifier
+
+    def _find(self, kind: Kind, target: str) -> ModelSpec | None:
+        """The model of an identifier or id. An instance named in the identifier does not matter: a provider here has one."""
+        return self._by_name.get((kind, target)) or self._by_name.get((kind, "@".join(split_identifier(target))))
+
+    def _open_embedder(self, spec: ModelSpec) -> LocalEmbedder | OpenAIEmbedder:
+        if spec.base_url:
+            return OpenAIEmbedder(
+                spec.name,
+                _endpoint(spec, "embeddings"),
+                self._transport,
+                _guard(spec),
+                tokenizer_path=(spec.path or bundled_model_path()) / "tokenizer.json",
+                dimension=spec.dimension,
+                max_batch=spec.max_batch,
+                languages=spec.languages,
+                query_prompt=spec.query_prompt or "",
+                document_prompt=spec.document_prompt or "",
+            )
+        if spec.path is None:
+            raise SettingsError(f"model {spec.identifier}: an embedding model needs a base_url or a path")
+        directory = read_model_directory(
+            spec.path, pooling=spec.pooling, query_prompt=spec.query_prompt, document_prompt=spec.document_prompt
+        )
+        if spec.dimension not in (None, directory.dimension):
+            raise SettingsError(f"model {spec.identifier}: dimension {spec.dimension} is configured, the model has {directory.dimension}")
+        query_lane, document_lane = self._lanes
+        return LocalEmbedder(
+            spec.name,
+            directory,
+            self._cache_dir,
+            query_lane,
+            document_lane,
+            languages=spec.languages,
+            query_cache_size=self._query_cache_size,
+        )
+
+    def _open_chat(self, spec: ModelSpec) -> OpenAIChatModel | None:
+        if spec.identifier == EXTRACTIVE_CHAT:
+            return None
+        if not spec.base_url:
+            raise SettingsError(f"model {spec.identifier}: a chat model needs a base_url")
+        return OpenAIChatModel(spec.name, _endpoint(spec, "chat/completions"), self._transport, _guard(spec), spec.context_tokens)
+
+
+def split_identifier(identifier: str) -> tuple[str, str]:
+    """Model and provider of `<model>@<provider>` or `<model>@<instance>@<provider>`; the provider is "" when there is none."""
+    rest, _, provider = identifier.rpartition("@")
+    if not rest:
+        return identifier, ""
+    model, _, instance = rest.rpartition("@")
+    return model or instance, provider
+
+
+def _with_built_in(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
+    """The specs and behind them what needs no configuration: the bundled embedding model and the extractive answerer."""
+    built_in = [ModelSpec(name="extractive", provider="Millrace", kind="chat")]
+    if bundled_is_installed() or not any(spec.kind == "embedding" for spec in specs):
+        name, provider = split_identifier(BUNDLED_EMBEDDING)
+        built_in.append(ModelSpec(name=name, provider=provider, kind="embedding", path=bundled_model_path(), languages=("en",)))
+    taken = {(spec.kind, spec.identifier) for spec in specs}
+    return [*specs, *(spec for spec in built_in if (spec.kind, spec.identifier) not in taken)]
+
+
+def _check_specs(specs: Sequence[ModelSpec]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for spec in specs:
+        if (spec.kind, spec.identifier) in seen:
+            raise SettingsError(f"model {spec.identifier} is configured twice")
+        seen.add((spec.kind, spec.identifier))
+    for kind in KINDS:
+        defaults = [spec.identifier for spec in specs if spec.kind == kind and spec.default]
+        if len(defaults) > 1:
+            raise SettingsError(f"models {' and '.join(defaults)} are both the default for {kind}")
+
+
+def _endpoint(spec: ModelSpec, path: str) -> Endpoint:
+    try:
+        url = openai_url(spec.base_url or "", path)
+    except (SettingsError, ValueError) as error:
+        raise SettingsError(f"model {spec.identifier}: {error}") from None
+    return Endpoint(
+        model=spec.identifier,
+        url=url,
+        authorization=authorization(spec.base_url or "", spec.api_key),
+        timeout_seconds=spec.timeout_seconds,
+        stream_seconds=spec.stream_seconds,
+    )
+
+
+def _guard(spec: ModelSpec) -> Guard:
+    return Guard(spec.identifier, spec.concurrency, spec.timeout_seconds)

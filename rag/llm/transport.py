@@ -1,0 +1,241 @@
+"""Every HTTP byte to a vendor passes here, and every failure becomes an error of our own.
+
+A message names the configured model and the limit, nothing else: a vendor's text, status, address or key never leaves this
+module, neither in a message nor as the cause of an error.
+"""
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import httpx
+import httpx_aiohttp
+import orjson
+
+from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
+from rag.llm.endpoint import Endpoint
+
+MAX_EVENT_BYTES = 1 << 20
+
+_CONNECT_SECONDS = 10.0
+_KEEPALIVE_SECONDS = 30.0
+_END_OF_STREAM = b"[DONE]"
+
+
+class ConnectionLost(ProviderUnreachable):
+    """The connection failed before any byte of an answer: the same request may be sent once more."""
+
+
+def open_client() -> httpx.AsyncClient:
+    """The one client of a process. Call it inside the running loop, close it with `aclose`.
+
+    httpx is the interface, aiohttp does the work: at 100 requests at a time httpx's own pool costs six times the CPU.
+    """
+
+    # One TLS context for all vendors; connections are bounded for each endpoint by its Guard, not here.
+    def open_session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=0, ssl=ssl_context, keepalive_timeout=_KEEPALIVE_SECONDS)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+
+    ssl_context: ssl.SSLContext = httpx.create_ssl_context(trust_env=False)
+    # httpx logs every URL, which may hold a key in its query.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return httpx.AsyncClient(
+        transport=httpx_aiohttp.AiohttpTransport(verify=ssl_context, trust_env=False, client=open_session),
+        timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+        follow_redirects=False,
+        trust_env=False,
+    )
+
+
+class Transport:
+    """Posts JSON and reads JSON or server-sent events, within an endpoint's limits."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def post_json(self, endpoint: Endpoint, body: Mapping[str, Any]) -> Any:
+        """The answer's JSON. Raises `ProviderError`; cancelling closes the connection."""
+        with _own_errors(endpoint):
+            async with asyncio.timeout(endpoint.timeout_seconds):
+                response = await self._open(endpoint, body)
+                try:
+                    raw = await _read(response, endpoint)
+                finally:
+                    await response.aclose()
+        return _parse(raw, endpoint)
+
+    async def stream_events(self, endpoint: Endpoint, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any] | None]:
+        """Each event's JSON as it comes, and a last None when the endpoint said that the stream is complete.
+
+        An endpoint that answers in one piece gives that as the only event, followed by None. Close the iterator (`aclosing`) to
+        close the connection. Raises `ProviderError`.
+        """
+        end = asyncio.get_running_loop().time() + endpoint.stream_seconds
+        with _own_errors(endpoint):
+            async with asyncio.timeout(endpoint.timeout_seconds):
+                response = await self._open(endpoint, body)
+            try:
+                if _is_json(response):
+                    async with asyncio.timeout(endpoint.timeout_seconds):
+                        raw = await _read(response, endpoint)
+                    yield _parse(raw, endpoint)
+                    yield None
+                    return
+                async with aclosing(_read_events(response, endpoint, end)) as events:
+                    async for data in events:
+                        if data == _END_OF_STREAM:
+                            yield None
+                            return
+                        yield _parse(data, endpoint)
+            finally:
+                await response.aclose()
+
+    async def _open(self, endpoint: Endpoint, body: Mapping[str, Any]) -> httpx.Response:
+        """The response, its body unread. The caller closes it."""
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if endpoint.authorization:
+            headers["authorization"] = endpoint.authorization
+        request = self._client.build_request("POST", endpoint.url, content=orjson.dumps(body), headers=headers)
+        response = await self._client.send(request, stream=True)
+        if response.is_success:
+            return response
+        await response.aclose()
+        raise _refusal(response, endpoint)
+
+
+async def _read(response: httpx.Response, endpoint: Endpoint) -> bytes:
+    """The body, refused as soon as it is over the limit."""
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > endpoint.max_reply_bytes:
+            raise _too_long(endpoint, endpoint.max_reply_bytes)
+    return bytes(body)
+
+
+async def _read_events(response: httpx.Response, endpoint: Endpoint, end: float) -> AsyncIterator[bytes]:
+    """The data of each server-sent event; each has to be complete within the endpoint's time, comments do not count.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+    """
+    loop = asyncio.get_running_loop()
+    pieces = response.aiter_bytes()
+    parser = EventParser()
+    due = min(end, loop.time() + endpoint.timeout_seconds)
+    received = 0
+    while True:
+        async with asyncio.timeout_at(due):
+            piece = await anext(pieces, None)
+        if piece is None:
+            return
+        received += len(piece)
+        events = parser.feed(piece)
+        if parser.pending_bytes > MAX_EVENT_BYTES:
+            raise _too_long(endpoint, MAX_EVENT_BYTES)
+        if received > endpoint.max_reply_bytes:
+            raise _too_long(endpoint, endpoint.max_reply_bytes)
+        for data in events:
+            yield data
+        if events:
+            due = min(end, loop.time() + endpoint.timeout_seconds)
+
+
+class EventParser:
+    """Cuts a byte stream into the data of server-sent events."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much of an event that is not complete yet is held."""
+        return len(self._rest) + sum(map(len, self._data))
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The events that the piece completes."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        events = []
+        for line in lines:
+            line = line.rstrip(b"\r")
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" "))
+            elif not line and self._data:
+                events.append(b"\n".join(self._data))
+                self._data = []
+        return events
+
+
+def _is_json(response: httpx.Response) -> bool:
+    return response.headers.get("content-type", "").lower().startswith("application/json")
+
+
+def _parse(raw: bytes, endpoint: Endpoint) -> Any:
+    try:
+        parsed = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise ProviderBadReply(f"model {endpoint.model} answered something that is not JSON") from None
+    if isinstance(parsed, dict) and parsed.get("error"):
+        raise ProviderBadReply(f"model {endpoint.model} answered with an error instead of a result")
+    return parsed
+
+
+def _refusal(response: httpx.Response, endpoint: Endpoint) -> ProviderError:
+    """The error for a status that is not a success."""
+    match response.status_code:
+        case 401 | 403:
+            return ProviderRefused(f"the endpoint of model {endpoint.model} refused the key that is configured for it")
+        case 404:
+            return ProviderRefused(f"the endpoint of model {endpoint.model} does not know the model or the address")
+        case 429 | 503:
+            wait = _retry_after(response.headers.get("retry-after"))
+            return ProviderBusy(f"the endpoint of model {endpoint.model} is busy", retry_after_seconds=wait)
+        case 408 | 502 | 504:
+            return ProviderUnreachable(f"model {endpoint.model} cannot be reached through its gateway")
+        case status if 300 <= status < 400:
+            return ProviderRefused(f"the endpoint of model {endpoint.model} redirects; configure the address it points to")
+        case status if 400 <= status < 500:
+            return ProviderRefused(f"the endpoint of model {endpoint.model} rejected the request")
+    return ProviderError(f"the endpoint of model {endpoint.model} failed")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which is a number or a date (RFC 9110, 10.2.3); None when it is neither."""
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, date.timestamp() - time.time())
+
+
+def _too_long(endpoint: Endpoint, limit: int) -> ProviderBadReply:
+    return ProviderBadReply(f"model {endpoint.model} answered more than {limit} bytes")
+
+
+@contextmanager
+def _own_errors(endpoint: Endpoint) -> Iterator[None]:
+    """Turns what the HTTP client raises into our errors, without a cause: theirs hold addresses."""
+    try:
+        yield
+    except (TimeoutError, httpx.TimeoutException) as error:
+        if isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
+            # httpx-aiohttp calls every lost connection a connect timeout
+            raise ConnectionLost(f"the connection to model {endpoint.model} failed") from None
+        raise ProviderUnreachable(f"model {endpoint.model} did not answer within {endpoint.timeout_seconds:g} seconds") from None
+    except httpx.ConnectError:
+        raise ConnectionLost(f"the connection to model {endpoint.model} failed") from None
+    except (httpx.DecodingError, httpx.RemoteProtocolError, aiohttp.ClientResponseError):
+        raise ProviderBadReply(f"model {endpoint.model} answered something that is not HTTP") from None
+    except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError):
+        raise ProviderUnreachable(f"the connection to model {endpoint.model} broke") from None
