@@ -1,0 +1,274 @@
+"""The embedded chunk store: one folder a tenant, SQLite as the only truth, tantivy for text, flat float16 files for vectors."""
+
+import builtins
+import re
+import shutil
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from rag.errors import InvalidArgument, Unavailable
+from rag.store.leader import Analyse
+from rag.store.record import reason
+from rag.store.tenant import Tenant
+from rag.types import ID_PATTERN, Candidates, Chunk, ChunkSelector, SearchRequest
+
+_log = structlog.get_logger("millrace.store")
+_TENANT_ID = re.compile(ID_PATTERN)
+_TURN_SECONDS = 0.02
+_CLOSE_SECONDS = 10.0
+
+
+class EmbeddedStore:
+    """The `ChunkStore` that needs no server. Thread-safe; several processes may serve one folder.
+
+    At most `max_open` tenants stay open. `analyser_version` names the analysis that made `Chunk.terms`; under another
+    version the text index is rebuilt, with terms computed anew by `analyse` where it is given. `wait_seconds` bounds the wait
+    for the text index.
+    """
+
+    def __init__(
+        self, folder: Path, *, analyser_version: str = "", analyse: Analyse | None = None, max_open: int = 64, wait_seconds: float = 120.0
+    ) -> None:  # fmt: skip
+        self._folder = folder
+        self._analyser_version, self._analyse = analyser_version, analyse
+        self._max_open, self._wait_seconds = max_open, wait_seconds
+        self._open: OrderedDict[str, Tenant] = OrderedDict()
+        self._users: dict[Tenant, int] = {}
+        self._retired: set[Tenant] = set()
+        self._state = threading.Condition()
+        self._opening = threading.Lock()
+        self._work = threading.Event()
+        self._busy: set[str] = set()
+        self._closed = False
+        self._indexer = threading.Thread(target=self._run_indexer, name="millrace-indexer", daemon=True)
+        self._indexer.start()
+
+    # ------------------------------------------------------------------------------------------------ the port
+    def put(self, tenant_id: str, chunks: Sequence[Chunk], vectors: np.ndarray | None, space: str, *, wait: bool = True) -> None:
+        """As `rag.ports.ChunkStore.put`."""
+        if not chunks:
+            return
+        with self._tenant(tenant_id) as tenant:
+            self._settle(tenant_id, tenant, tenant.put(chunks, vectors, space), wait=wait)
+
+    def delete(self, tenant_id: str, selector: ChunkSelector) -> int:
+        """As `rag.ports.ChunkStore.delete`."""
+        with self._tenant(tenant_id) as tenant:
+            count, seq = tenant.record.delete(selector)
+            self._settle(tenant_id, tenant, seq, wait=False)  # searches leave out what the record lacks
+            return count
+
+    def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
+        """As `rag.ports.ChunkStore.set_available`."""
+        with self._tenant(tenant_id) as tenant:
+            count, seq = tenant.record.set_available(selector, available)
+            self._settle(tenant_id, tenant, seq, wait=True)
+            return count
+
+    def flush(self, tenant_id: str) -> None:
+        """As `rag.ports.ChunkStore.flush`."""
+        with self._tenant(tenant_id) as tenant:
+            self._settle(tenant_id, tenant, tenant.record.head(), wait=True)
+
+    def search(self, request: SearchRequest) -> Candidates:
+        """As `rag.ports.ChunkStore.search`."""
+        with self._tenant(request.tenant_id) as tenant:
+            found = tenant.search(request)
+            if found.degraded or tenant.behind:
+                self._notify(request.tenant_id)
+            return found
+
+    def get(self, tenant_id: str, chunk_ids: Sequence[str]) -> list[Chunk | None]:
+        """As `rag.ports.ChunkStore.get`."""
+        with self._tenant(tenant_id) as tenant:
+            found = tenant.record.get(chunk_ids)
+            return [found.get(chunk_id) for chunk_id in chunk_ids]
+
+    def vectors(self, tenant_id: str, chunk_ids: Sequence[str], space: str) -> np.ndarray:
+        """As `rag.ports.ChunkStore.vectors`."""
+        with self._tenant(tenant_id) as tenant:
+            return tenant.vectors(chunk_ids, space)
+
+    def list(
+        self, tenant_id: str, document_id: str, *, chunk_ids: Sequence[str] | None = None, available: bool | None = None,
+        offset: int = 0, limit: int = 30,
+    ) -> tuple[int, builtins.list[Chunk]]:  # fmt: skip
+        """As `rag.ports.ChunkStore.list`."""
+        with self._tenant(tenant_id) as tenant:
+            return tenant.record.list(document_id, chunk_ids, available, offset, limit)
+
+    def count(self, tenant_id: str, selector: ChunkSelector) -> int:
+        """As `rag.ports.ChunkStore.count`."""
+        with self._tenant(tenant_id) as tenant:
+            return tenant.record.count(selector)
+
+    def drop_tenant(self, tenant_id: str) -> None:
+        """As `rag.ports.ChunkStore.drop_tenant`. Calls under way for the tenant are waited for."""
+        _check_tenant_id(tenant_id)
+        with self._opening:
+            self._retire_and_wait(tenant_id)
+            folder = self._folder / tenant_id
+            grave = self._folder / f".dropped-{uuid.uuid4().hex}"
+            try:
+                folder.rename(grave)
+            except FileNotFoundError:
+                return
+            except OSError as exc:
+                raise Unavailable(f"the tenant's folder cannot be removed: {reason(exc)}") from exc
+            shutil.rmtree(grave, ignore_errors=True)
+
+    def health(self) -> dict[str, str]:
+        """As `rag.ports.ChunkStore.health`: yellow while derived data is being rebuilt, red when nothing can be written."""
+        report = {"type": "embedded", "status": "green"}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            probe = self._folder / f".probe-{uuid.uuid4().hex}"
+            probe.write_bytes(b"millrace")
+            probe.unlink()
+        except OSError as exc:
+            return report | {"status": "red", "error": f"the data directory cannot be written: {reason(exc)}"}
+        with self._state:
+            leaders = [tenant.leader for tenant in self._open.values()]
+        failures = [leader.failure for leader in leaders if leader.failure is not None]
+        if failures:
+            return report | {"status": "yellow", "error": str(failures[0])}
+        if any(leader.text_damaged.is_set() or leader.damaged_parts for leader in leaders):
+            return report | {"status": "yellow", "error": "derived data is being rebuilt"}
+        return report
+
+    def close(self) -> None:
+        """As `rag.ports.ChunkStore.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._work.set()
+        self._indexer.join()
+        with self._opening:
+            for tenant_id in list(self._open):
+                self._retire_and_wait(tenant_id)
+
+    # ------------------------------------------------------------------------------------------------ tenants
+    @contextmanager
+    def _tenant(self, tenant_id: str) -> Iterator[Tenant]:
+        """The open tenant, which stays open inside the context."""
+        tenant = self._take(tenant_id)
+        try:
+            yield tenant
+        finally:
+            self._leave(tenant)
+
+    def _take(self, tenant_id: str) -> Tenant:
+        tenant = self._take_open(tenant_id)
+        if tenant is not None:
+            return tenant
+        _check_tenant_id(tenant_id)
+        with self._opening:
+            tenant = self._take_open(tenant_id)
+            if tenant is not None:
+                return tenant
+            if self._closed:
+                raise Unavailable("the chunk store is closed")
+            try:
+                tenant = Tenant(self._folder / tenant_id, self._analyser_version, self._analyse)
+            except OSError as exc:
+                raise Unavailable(f"the tenant's folder cannot be used: {reason(exc)}") from exc
+            with self._state:
+                self._open[tenant_id] = tenant
+                self._users[tenant] = 1
+            self._close_oldest()
+        self._notify(tenant_id)
+        return tenant
+
+    def _take_open(self, tenant_id: str) -> Tenant | None:
+        with self._state:
+            tenant = self._open.get(tenant_id)
+            if tenant is None:
+                return None
+            if tenant.moved:
+                self._retire(self._open.pop(tenant_id))
+                return None
+            self._open.move_to_end(tenant_id)
+            self._users[tenant] += 1
+            return tenant
+
+    def _close_oldest(self) -> None:
+        with self._state:
+            unused = [id_ for id_, tenant in self._open.items() if self._users[tenant] == 0 and id_ not in self._busy]
+            for id_ in unused[: max(0, len(self._open) - self._max_open)]:
+                self._retire(self._open.pop(id_))
+
+    def _retire(self, tenant: Tenant) -> None:
+        """Close the tenant as soon as nobody uses it. Call with `_state` held."""
+        self._retired.add(tenant)
+        self._close_retired(tenant)
+
+    def _leave(self, tenant: Tenant) -> None:
+        with self._state:
+            self._users[tenant] -= 1
+            self._close_retired(tenant)
+
+    def _close_retired(self, tenant: Tenant) -> None:
+        if tenant in self._retired and self._users[tenant] == 0:
+            tenant.close()
+            self._retired.discard(tenant)
+            del self._users[tenant]
+            self._state.notify_all()
+
+    def _retire_and_wait(self, tenant_id: str) -> None:
+        with self._state:
+            tenant = self._open.pop(tenant_id, None)
+            if tenant is not None:
+                self._retire(tenant)
+                self._state.wait_for(lambda: tenant not in self._users, _CLOSE_SECONDS)
+
+    # ------------------------------------------------------------------------------------------------ the indexer
+    def _settle(self, tenant_id: str, tenant: Tenant, seq: int, *, wait: bool) -> None:
+        if wait:
+            tenant.leader.progress.want(seq)
+        self._notify(tenant_id)
+        if wait:
+            tenant.leader.wait(seq, self._wait_seconds)
+
+    def _notify(self, tenant_id: str) -> None:
+        with self._state:
+            self._busy.add(tenant_id)
+        self._work.set()
+
+    def _run_indexer(self) -> None:
+        """Give each tenant with work a turn, until the store closes. Nothing that goes wrong with one stops the others."""
+        while not self._closed:
+            self._work.wait(_TURN_SECONDS if self._busy else None)
+            self._work.clear()
+            with self._state:
+                turn = [(id_, self._open[id_]) for id_ in self._busy if id_ in self._open]
+                self._busy.clear()
+                for _, tenant in turn:
+                    self._users[tenant] += 1
+            for tenant_id, tenant in turn:
+                self._give_turn(tenant_id, tenant)
+
+    def _give_turn(self, tenant_id: str, tenant: Tenant) -> None:
+        try:
+            more = not tenant.moved and tenant.leader.step()
+        except Exception as exc:  # noqa: BLE001 - a boundary: the thread serves other tenants too
+            _log.exception("store_upkeep_failed", tenant=tenant_id)
+            tenant.leader.retreat(Unavailable(f"the upkeep of the chunk store failed: {type(exc).__name__}"))
+            more = True
+        finally:
+            self._leave(tenant)
+        if more:
+            with self._state:
+                self._busy.add(tenant_id)
+
+
+def _check_tenant_id(tenant_id: str) -> None:
+    """A tenant id becomes a folder's name."""
+    if not _TENANT_ID.fullmatch(tenant_id):
+        raise InvalidArgument("a tenant id must be 32 lower-case hex digits")

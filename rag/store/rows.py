@@ -1,0 +1,72 @@
+"""How a chunk is laid out in a row of the record: ids as integers that sort like their hex form, the rest as JSON."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from rag.errors import InvalidArgument
+from rag.types import Chunk, ChunkTerms
+
+BODY_COLUMNS = ("title", "content", "keywords", "questions", "body")
+_ID = re.compile(r"[0-9a-f]{16}")
+_HALF = 1 << 63
+
+
+def stored_id(chunk_id: str) -> int:
+    """A chunk id as a signed 64-bit integer with the order of the hex digits. Raises `InvalidArgument`."""
+    if not _ID.fullmatch(chunk_id):
+        raise InvalidArgument("a chunk id must be 16 lower-case hex digits")
+    return int(chunk_id, 16) - _HALF
+
+
+def hex_id(stored: int) -> str:
+    """The inverse of `stored_id`."""
+    return f"{stored + _HALF:016x}"
+
+
+def body_of(chunk: Chunk) -> tuple[str, str, str, str, bytes]:
+    """The columns `BODY_COLUMNS` of a chunk. Raises `InvalidArgument` for what is not valid Unicode or not JSON."""
+    fields = {
+        "document_name": chunk.document_name,
+        "content": chunk.content,
+        "headings": chunk.headings,
+        "keywords": chunk.keywords,
+        "questions": chunk.questions,
+        "tags": chunk.tags,
+        "positions": chunk.positions,
+        "kind": chunk.kind,
+        "extra": dict(chunk.extra),
+    }
+    terms = (chunk.terms.title, chunk.terms.content, chunk.terms.keywords, chunk.terms.questions)
+    try:
+        for text in (*terms, chunk.dataset_id, chunk.document_id):
+            text.encode()
+        return (*terms, orjson.dumps(fields))
+    except (TypeError, ValueError) as exc:
+        raise InvalidArgument(f"chunk {chunk.id} holds text that is not valid unicode or extra data that is not json") from exc
+
+
+def chunk_of(row: Sequence[Any]) -> Chunk:
+    """The chunk of a row: id, dataset id, document id, version, position, created_at, available, then `BODY_COLUMNS`."""
+    fields = orjson.loads(row[11])
+    return Chunk(
+        id=hex_id(row[0]),
+        dataset_id=row[1],
+        document_id=row[2],
+        document_name=fields["document_name"],
+        content=fields["content"],
+        terms=ChunkTerms(*row[7:11]),
+        version=row[3],
+        position=row[4],
+        headings=tuple(fields["headings"]),
+        keywords=tuple(fields["keywords"]),
+        questions=tuple(fields["questions"]),
+        tags=tuple(fields["tags"]),
+        positions=tuple(tuple(position) for position in fields["positions"]),
+        kind=fields["kind"],
+        available=bool(row[6]),
+        created_at=row[5],
+        extra=fields["extra"],
+    )

@@ -1,0 +1,138 @@
+"""One open tenant: its record, vector files, arrays in memory, text index and upkeep, and a search over them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rag.errors import Corrupt, InvalidArgument
+from rag.store.catalogue import Catalogue, Slots, View
+from rag.store.leader import Analyse, Leader
+from rag.store.record import Record
+from rag.store.search import search
+from rag.store.text import TextIndex, TextSearcher
+from rag.store.vectors import VectorFiles, unit_rows
+from rag.types import Candidates, Chunk, SearchRequest
+
+RECORD_NAME = "chunks.sqlite3"
+
+
+class Tenant:
+    """Everything of one tenant in one folder. Opening creates what is missing. Thread-safe."""
+
+    def __init__(self, folder: Path, analyser_version: str, analyse: Analyse | None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.files = VectorFiles(folder / "vectors")
+        self.record = Record(folder / RECORD_NAME, self.files)
+        self.catalogue = Catalogue(self.record)
+        self.leader = Leader(folder, self.record, self.catalogue, analyser_version, analyse)
+        self.inode = (folder / RECORD_NAME).stat().st_ino
+        self._text: TextIndex | None = None
+        self._text_name = ""
+        self._damaged_text: str | None = None
+        if self._text_index(self.catalogue.view()) is None:
+            self._text_is_damaged()
+
+    def close(self) -> None:
+        """Release files. Nobody may be using the tenant."""
+        self.leader.release()
+        self.record.close()
+
+    @property
+    def moved(self) -> bool:
+        """The folder was removed or replaced since it was opened: another process dropped the tenant."""
+        try:
+            return (self.folder / RECORD_NAME).stat().st_ino != self.inode
+        except OSError:
+            return True
+
+    @property
+    def behind(self) -> bool:
+        """The text index lacks changes that this process has seen."""
+        return self.leader.progress.indexed < self.catalogue.seq
+
+    def put(self, chunks: Sequence[Chunk], vectors: np.ndarray | None, space: str) -> int:
+        """Store chunks; the last change's sequence number."""
+        if vectors is None:
+            return self.record.put(chunks, None, space)
+        if vectors.ndim != 2 or len(vectors) != len(chunks):
+            raise InvalidArgument(f"{len(chunks)} chunks came with vectors of shape {vectors.shape}")
+        if not np.isfinite(vectors).all():
+            raise InvalidArgument("a vector holds values that are not finite")
+        return self.record.put(chunks, unit_rows(vectors), space)
+
+    def search(self, request: SearchRequest) -> Candidates:
+        """As the port says. A damaged part answers nothing, is named in `degraded`, and is repaired in the background."""
+        view = self.catalogue.view()
+        degraded: set[str] = set()
+        text = self._searcher(view) if request.terms else None
+        view = self.catalogue.view()  # not older than the text index, whose rows would be unknown otherwise
+        if request.terms and text is None:
+            degraded.add("text")
+
+        def matrix(slots: Slots) -> np.ndarray | None:
+            try:
+                return self.files.matrix(slots.part, slots.rows[: slots.part.slots] >= 0)
+            except Corrupt:
+                if self._is_rewritten(slots):
+                    raise
+                self.leader.damaged_parts.add(slots.part.number)
+                degraded.add("vector")
+                return None
+
+        try:
+            found = search(request, view, text, matrix)
+        except Corrupt:
+            if self.catalogue.view().slots.keys() != view.slots.keys() or any(self._is_rewritten(slots) for slots in view.slots.values()):
+                return self.search(request)
+            self._text_is_damaged()
+            degraded.add("text")
+            found = search(request, view, None, matrix)
+        return replace(found, degraded=tuple(sorted(degraded))) if degraded else found
+
+    def vectors(self, chunk_ids: Sequence[str], space: str) -> np.ndarray:
+        """As the port says."""
+        dimension, found = self.record.vectors(chunk_ids, space)
+        result = np.full((len(chunk_ids), dimension), np.nan, np.float32)
+        for row, chunk_id in enumerate(chunk_ids):
+            if chunk_id in found:
+                result[row] = found[chunk_id]
+        return result / np.linalg.norm(result, axis=1, keepdims=True) if dimension else result
+
+    def _is_rewritten(self, slots: Slots) -> bool:
+        """The part has a newer file than the one this view speaks of."""
+        newest = self.catalogue.view().slots.get(slots.part.number)
+        return newest is None or newest.part.generation != slots.part.generation
+
+    def _searcher(self, view: View) -> TextSearcher | None:
+        try:
+            index = self._text_index(view)
+            return index.searcher() if index is not None else None
+        except Corrupt:
+            self._text_is_damaged()
+            return None
+
+    def _text_index(self, view: View) -> TextIndex | None:
+        """The published index, None while there is none that is sound and of this server's recipe."""
+        name = view.facts.get("text", "")
+        if not name or view.facts.get("recipe") != self.leader.recipe:
+            return None
+        if self.leader.text_damaged.is_set():
+            if name == self._damaged_text:
+                return None
+            self.leader.text_damaged.clear()  # another process has built a new one
+        if name != self._text_name:
+            try:
+                self._text, self._text_name = TextIndex(self.folder / "text" / name), name
+            except Corrupt:
+                self._text_is_damaged()
+                return None
+        return self._text
+
+    def _text_is_damaged(self) -> None:
+        self._damaged_text = self.catalogue.view().facts.get("text")
+        self._text, self._text_name = None, ""
+        self.leader.progress.indexed = 0
+        self.leader.text_damaged.set()
