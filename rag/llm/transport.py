@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import aiohttp
@@ -49,6 +50,7 @@ def open_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(
         transport=httpx_aiohttp.AiohttpTransport(verify=ssl_context, trust_env=False, client=open_session),
         timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+        cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=())),
         follow_redirects=False,
         trust_env=False,
     )
@@ -103,7 +105,8 @@ class Transport:
         if endpoint.authorization:
             headers["authorization"] = endpoint.authorization
         request = self._client.build_request("POST", endpoint.url, content=orjson.dumps(body), headers=headers)
-        response = await self._client.send(request, stream=True)
+        with _own_errors(endpoint, lost=ConnectionLost):
+            response = await self._client.send(request, stream=True)
         if response.is_success:
             return response
         await response.aclose()
@@ -130,9 +133,17 @@ async def _read_events(response: httpx.Response, endpoint: Endpoint, end: float)
     parser = EventParser()
     due = min(end, loop.time() + endpoint.timeout_seconds)
     received = 0
+    started = False
     while True:
-        async with asyncio.timeout_at(due):
-            piece = await anext(pieces, None)
+        try:
+            async with asyncio.timeout_at(due):
+                piece = await anext(pieces, None)
+        except TimeoutError:
+            if due < end:
+                raise
+            raise ProviderUnreachable(f"model {endpoint.model} did not finish within {endpoint.stream_seconds:g} seconds") from None
+        if piece is None and not started:
+            raise ProviderBadReply(f"model {endpoint.model} answered something that is not an event stream")
         if piece is None:
             return
         received += len(piece)
@@ -144,6 +155,7 @@ async def _read_events(response: httpx.Response, endpoint: Endpoint, end: float)
         for data in events:
             yield data
         if events:
+            started = True
             due = min(end, loop.time() + endpoint.timeout_seconds)
 
 
@@ -224,18 +236,19 @@ def _too_long(endpoint: Endpoint, limit: int) -> ProviderBadReply:
 
 
 @contextmanager
-def _own_errors(endpoint: Endpoint) -> Iterator[None]:
-    """Turns what the HTTP client raises into our errors, without a cause: theirs hold addresses."""
+def _own_errors(endpoint: Endpoint, lost: type[ProviderUnreachable] = ProviderUnreachable) -> Iterator[None]:
+    """Turns what the HTTP client raises into our errors, without a cause: theirs hold addresses. `lost` is for a broken connection."""
     try:
         yield
-    except (TimeoutError, httpx.TimeoutException) as error:
-        if isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
-            # httpx-aiohttp calls every lost connection a connect timeout
-            raise ConnectionLost(f"the connection to model {endpoint.model} failed") from None
-        raise ProviderUnreachable(f"model {endpoint.model} did not answer within {endpoint.timeout_seconds:g} seconds") from None
-    except httpx.ConnectError:
-        raise ConnectionLost(f"the connection to model {endpoint.model} failed") from None
     except (httpx.DecodingError, httpx.RemoteProtocolError, aiohttp.ClientResponseError):
         raise ProviderBadReply(f"model {endpoint.model} answered something that is not HTTP") from None
-    except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError):
-        raise ProviderUnreachable(f"the connection to model {endpoint.model} broke") from None
+    except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
+        if _is_timeout(error):
+            raise ProviderUnreachable(f"model {endpoint.model} did not answer within {endpoint.timeout_seconds:g} seconds") from None
+        raise lost(f"the connection to model {endpoint.model} failed") from None
+
+
+def _is_timeout(error: BaseException) -> bool:
+    # httpx-aiohttp calls every lost connection a connect timeout; its cause tells.
+    lost = isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+    return isinstance(error, TimeoutError | httpx.TimeoutException) and not lost

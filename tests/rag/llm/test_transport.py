@@ -1,0 +1,186 @@
+"""The transport against a vendor that fails in every way."""
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+
+from load.vendor_simulator import Behaviour, VendorSimulator
+from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
+from rag.llm.endpoint import Endpoint
+from rag.llm.transport import ConnectionLost, EventParser, Transport, open_client
+
+KEY = "sk-secret"
+STREAMED = {"stream": True, "messages": [{"role": "user", "content": "hello"}]}
+PLAIN = STREAMED | {"stream": False}
+
+
+@pytest.fixture
+async def vendor() -> AsyncIterator[VendorSimulator]:
+    async with VendorSimulator().listen() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def transport() -> AsyncIterator[Transport]:
+    async with open_client() as client:
+        yield Transport(client)
+
+
+def endpoint(vendor: VendorSimulator, **limits: float) -> Endpoint:
+    return Endpoint("tiny@Acme", vendor.base_url + "/v1/chat/completions", f"Bearer {KEY}", **limits)
+
+
+async def stream(transport: Transport, target: Endpoint) -> list[dict | None]:
+    async with aclosing(transport.stream_events(target, STREAMED)) as events:
+        return [event async for event in events]
+
+
+def assert_says_nothing_of_the_vendor(error: BaseException) -> None:
+    assert "tiny@Acme" in str(error)
+    assert "127.0.0.1" not in str(error)
+    shown = "".join(traceback.format_exception(error))
+    assert KEY not in shown
+    assert "vendor says" not in shown
+
+
+PLAIN_FAILURES = [
+    (Behaviour("hang"), ProviderUnreachable),
+    (Behaviour("reset"), ConnectionLost),
+    (Behaviour("html"), ProviderBadReply),
+    (Behaviour("garbage"), ProviderBadReply),
+    (Behaviour("truncated"), ProviderBadReply),
+    (Behaviour("short_body"), ProviderUnreachable),
+    (Behaviour("huge"), ProviderBadReply),
+    (Behaviour("error_body"), ProviderBadReply),
+    (Behaviour("bad_gzip"), ProviderBadReply),
+    (Behaviour(status=302, headers=(("location", "http://127.0.0.1:1/"),)), ProviderRefused),
+    (Behaviour(status=400), ProviderRefused),
+    (Behaviour(status=401), ProviderRefused),
+    (Behaviour(status=403), ProviderRefused),
+    (Behaviour(status=404), ProviderRefused),
+    (Behaviour(status=422), ProviderRefused),
+    (Behaviour(status=429), ProviderBusy),
+    (Behaviour(status=503), ProviderBusy),
+    (Behaviour(status=504), ProviderUnreachable),
+    (Behaviour(status=500), ProviderError),
+]
+STREAM_FAILURES = [
+    *PLAIN_FAILURES,
+    (Behaviour("hang_mid_stream"), ProviderUnreachable),
+    (Behaviour("trickle"), ProviderUnreachable),
+    (Behaviour("reset_mid_stream"), ProviderUnreachable),
+    (Behaviour("error_event"), ProviderBadReply),
+]
+
+
+def name(value: object) -> str:
+    return (value.failure or str(value.status)) if isinstance(value, Behaviour) else value.__name__
+
+
+@pytest.mark.parametrize(("behaviour", "error"), PLAIN_FAILURES, ids=name)
+async def test_a_failing_vendor_becomes_an_error_of_ours(
+    vendor: VendorSimulator, transport: Transport, behaviour: Behaviour, error: type[ProviderError]
+) -> None:
+    vendor.behaviour = behaviour
+    with pytest.raises(error) as caught:
+        await transport.post_json(endpoint(vendor, timeout_seconds=0.3 if behaviour.failure == "hang" else 20.0), PLAIN)
+    assert caught.type is error
+    assert_says_nothing_of_the_vendor(caught.value)
+
+
+@pytest.mark.parametrize(("behaviour", "error"), STREAM_FAILURES, ids=name)
+async def test_a_failing_stream_becomes_an_error_of_ours(
+    vendor: VendorSimulator, transport: Transport, behaviour: Behaviour, error: type[ProviderError]
+) -> None:
+    vendor.behaviour = behaviour
+    hangs = behaviour.failure in ("hang", "hang_mid_stream", "trickle")
+    with pytest.raises(error) as caught:
+        await stream(transport, endpoint(vendor, timeout_seconds=0.3 if hangs else 20.0))
+    assert caught.type is error
+    assert_says_nothing_of_the_vendor(caught.value)
+
+
+async def test_a_refused_connection_is_a_lost_one(transport: Transport) -> None:
+    async with VendorSimulator().listen() as closed:
+        pass
+    with pytest.raises(ConnectionLost) as caught:
+        await transport.post_json(endpoint(closed), PLAIN)
+    assert_says_nothing_of_the_vendor(caught.value)
+
+
+async def test_an_answer_over_the_limit_is_refused_before_it_is_read_whole(vendor: VendorSimulator, transport: Transport) -> None:
+    vendor.behaviour = Behaviour("huge")
+    with pytest.raises(ProviderBadReply, match="more than 1000 bytes"):
+        await transport.post_json(endpoint(vendor, max_reply_bytes=1000), PLAIN)
+    await asyncio.wait_for(vendor.hung_up.wait(), 5)
+
+
+async def test_a_stream_is_bounded_as_a_whole(vendor: VendorSimulator, transport: Transport) -> None:
+    vendor.behaviour = Behaviour(gap_seconds=0.05, words=("on and on ",) * 1000)
+    with pytest.raises(ProviderUnreachable, match=r"finish within 0\.3 seconds"):
+        await stream(transport, endpoint(vendor, timeout_seconds=5.0, stream_seconds=0.3))
+
+
+async def test_a_stream_ends_with_none_when_the_vendor_says_so(vendor: VendorSimulator, transport: Transport) -> None:
+    events = await stream(transport, endpoint(vendor))
+    assert events[-1] is None
+    assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events[:-1]) == "Water boils at 100 °C."
+
+
+@pytest.mark.parametrize("failure", ["", "hang_mid_stream"])
+async def test_cancelling_closes_the_connection_within_a_second(vendor: VendorSimulator, transport: Transport, failure: str) -> None:
+    vendor.behaviour = Behaviour(failure, latency_seconds=0 if failure else 60)
+    task = asyncio.create_task(stream(transport, endpoint(vendor)))
+    await vendor.arrived.wait()
+    task.cancel()
+    await asyncio.wait_for(vendor.hung_up.wait(), 1)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_closing_a_stream_closes_the_connection_within_a_second(vendor: VendorSimulator, transport: Transport) -> None:
+    vendor.behaviour = Behaviour("hang_mid_stream")
+    async with aclosing(transport.stream_events(endpoint(vendor), STREAMED)) as events:
+        await anext(events)
+    await asyncio.wait_for(vendor.hung_up.wait(), 1)
+
+
+async def test_a_connection_is_used_again_after_a_whole_answer(vendor: VendorSimulator, transport: Transport) -> None:
+    for _ in range(3):
+        await transport.post_json(endpoint(vendor), PLAIN)
+        await stream(transport, endpoint(vendor))
+    assert vendor.connections == 1
+
+
+async def test_the_key_is_sent_and_cookies_are_not_kept(vendor: VendorSimulator, transport: Transport) -> None:
+    vendor.behaviour = Behaviour(headers=(("set-cookie", "session=1"),))
+    for _ in range(2):
+        await transport.post_json(endpoint(vendor), PLAIN)
+    assert [request.headers["authorization"] for request in vendor.requests] == [f"Bearer {KEY}"] * 2
+    assert "cookie" not in vendor.requests[1].headers
+    assert KEY not in repr(endpoint(vendor))
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("3", 3.0), ("0", 0.0), ("soon", None), ("-1", None), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), (None, None)]
+)
+async def test_a_busy_vendor_says_when_to_come_back(
+    vendor: VendorSimulator, transport: Transport, value: str | None, seconds: float | None
+) -> None:
+    vendor.behaviour = replace(Behaviour(status=429), headers=(("retry-after", value),) if value else ())
+    with pytest.raises(ProviderBusy) as caught:
+        await transport.post_json(endpoint(vendor), PLAIN)
+    assert caught.value.retry_after_seconds == seconds
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_events_are_cut_alike_whatever_the_pieces(size: int) -> None:
+    raw = b': comment\n\ndata: {"a":\r\ndata: 1}\r\n\r\nevent: x\nid: 3\n\ndata:second\n\ndata: not finished'
+    parser = EventParser()
+    events = [event for start in range(0, len(raw), size) for event in parser.feed(raw[start : start + size])]
+    assert events == [b'{"a":\n1}', b"second"]
+    assert parser.pending_bytes == len(b"data: not finished")
