@@ -118,8 +118,10 @@ def parse_delimiters(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return soft, hard
 
 
-def split(text: str, options: SplitOptions, counter: Counter, sections: Sequence[int] = ()) -> Iterator[Span]:
-    """The chunks of the text, in order. Together they hold every character but blanks and hard delimiters.
+def split(
+    text: str, options: SplitOptions, counter: Counter, sections: Sequence[int] = (), start: int = 0, end: int | None = None
+) -> Iterator[Span]:
+    """The chunks of `text[start:end]`, in order. Together they hold every character but blanks and hard delimiters.
 
     `sections` are ascending offsets where a section begins. No chunk is larger than the size, but for a single
     character that is, and none has more characters than ten times the size, but for a single word of at most a hundred.
@@ -127,18 +129,17 @@ def split(text: str, options: SplitOptions, counter: Counter, sections: Sequence
     """
     if options.strategy == "character":
         counter = CharacterCounter()
-    for start, end in _between(text, options.hard_delimiters):
-        yield from _Splitter(text, start, end, options, counter, sections).spans()
+    for piece_start, piece_end in _between(text, options.hard_delimiters, start, len(text) if end is None else end):
+        yield from _Splitter(text, piece_start, piece_end, options, counter, sections).spans()
 
 
-def _between(text: str, delimiters: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    start = 0
+def _between(text: str, delimiters: tuple[str, ...], start: int, end: int) -> Iterator[tuple[int, int]]:
     if delimiters:
         longest_first = sorted(delimiters, key=len, reverse=True)
-        for match in re.finditer("|".join(map(re.escape, longest_first)), text):
+        for match in re.compile("|".join(map(re.escape, longest_first))).finditer(text, start, end):
             yield start, match.start()
             start = match.end()
-    yield start, len(text)
+    yield start, end
 
 
 class _Splitter:
