@@ -11,6 +11,7 @@ from quart import Quart, Response, g, request
 from quart.typing import ResponseReturnValue
 
 from api import openapi
+from api.apps import system_app
 from api.asgi import Connection, PressingRequest
 from api.auth import KeyRing
 from api.context import request_id
@@ -19,7 +20,11 @@ from api.parts import Parts
 from api.routes import Routes, RouteSpec
 from rag.errors import DeadlineExceeded
 
-BLUEPRINTS: tuple[Routes, ...] = (openapi.api,)
+BLUEPRINTS: tuple[Routes, ...] = (
+    system_app.api,
+    system_app.root,
+    openapi.api,
+)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PREFLIGHT = {

@@ -1,13 +1,16 @@
 """What the server counts and times, for Prometheus. One registry a server, labels only from bounded sets of our own names."""
 
 import asyncio
+import math
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from rag.threads import Lane
+
+disable_created_metrics()  # a second series for each, of no use to anyone here
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -46,6 +49,9 @@ class Metrics:
             "millrace_ingest_tasks", "Ingestion tasks by outcome: done, failed, lost.", ["outcome"], registry=self.registry
         )
         self._ingest_chunks = Counter("millrace_ingest_chunks", "Chunks of documents ingested to the end.", registry=self.registry)
+        self._backlog = Gauge(
+            "millrace_ingest_backlog", "Ingestion tasks of all servers, waiting or leased.", ["state"], registry=self.registry
+        )
         self._loop_lag = Histogram(
             "millrace_event_loop_lag_seconds",
             "How late the event loop woke a timer.",
@@ -72,6 +78,11 @@ class Metrics:
         """Count one ingestion task that ended as `outcome`."""
         self._ingest_tasks.labels(outcome).inc()
         self._ingest_chunks.inc(chunks)
+
+    def set_backlog(self, waiting: int | None, leased: int | None) -> None:
+        """How much ingestion work there is; None where the database did not say."""
+        self._backlog.labels("waiting").set(math.nan if waiting is None else waiting)
+        self._backlog.labels("leased").set(math.nan if leased is None else leased)
 
     def watch_lanes(self, lanes: Iterable[Lane]) -> None:
         """Report how full the lanes are whenever the figures are read."""

@@ -1,0 +1,152 @@
+"""The command line: `millrace serve`, `worker`, `keys`, `check`, `version`. The only reader of the environment.
+
+Each command imports what it runs, because every parser process imports this module once more as its main module: it has to
+stay small.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import warnings
+from collections.abc import Callable, Coroutine, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rag.errors import MillraceError, SettingsError
+from rag.settings import Settings, load
+
+BAD_SETTINGS = 2
+FAILED = 1
+ENDED_BY_KEYBOARD = 130
+
+EPILOG = """\
+Settings come from the environment (MILLRACE_PORT=9380) and from millrace.toml in the current directory, or the file that
+MILLRACE_CONFIG names; the environment wins. docs/settings.md lists them all; `millrace check` says what is wrong with yours.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the process's exit code: 0, 1 when it failed, 2 for wrong usage or settings."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    given = _parser().parse_args(arguments)
+    try:
+        if given.command == "version":
+            print(version("millrace"))
+            return 0
+        settings = load(os.environ, Path.cwd())
+        _configure_logs(settings)
+        return given.run(given, settings)
+    except SettingsError as error:
+        print(f"millrace: {error}", file=sys.stderr)
+        return BAD_SETTINGS
+    except MillraceError as error:
+        print(f"millrace: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return ENDED_BY_KEYBOARD
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="millrace",
+        description="Upload documents, search them, chat over them with cited answers.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _command(commands, "serve", "answer HTTP requests, and ingest documents unless MILLRACE_INGEST_WORKERS=0", _serve)
+    _command(commands, "worker", "ingest documents only, beside a server on the same data directory", _worker)
+    _command(commands, "check", "say what is misconfigured and how to mend it; exit code 1 if anything is", _check)
+    commands.add_parser("version", help="print the version")
+    keys_parser = commands.add_parser("keys", help="list, create and delete API keys")
+    keys = keys_parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, summary in (("list", "print all keys"), ("create", "make a key and print it"), ("delete", "delete a key")):
+        action = _command(keys, name, summary, _keys)
+        if name == "delete":
+            action.add_argument("key", help="the key, or the start of it that no other key shares")
+        else:
+            action.add_argument("--tenant", help="name of the tenant (default: the one MILLRACE_DEFAULT_TENANT names)")
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, run: Callable[[argparse.Namespace, Settings], int]) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _serve(_: argparse.Namespace, settings: Settings) -> int:
+    from api.parts import open_parts
+    from api.serve import listen, serve
+
+    async def run() -> int:
+        listener = listen(settings.host, settings.port)
+        async with open_parts(settings, _model_keys(settings)) as parts:
+            await serve(parts, listener)
+        return 0
+
+    return _run(run())
+
+
+def _worker(_: argparse.Namespace, settings: Settings) -> int:
+    from api.parts import open_parts
+    from api.serve import work
+
+    if settings.ingest_workers == 0:
+        settings = settings.model_copy(update={"ingest_workers": 1})
+
+    async def run() -> int:
+        async with open_parts(settings, _model_keys(settings)) as parts:
+            await work(parts)
+        return 0
+
+    return _run(run())
+
+
+def _check(_: argparse.Namespace, settings: Settings) -> int:
+    from api.check import check
+
+    return _run(check(settings, os.environ))
+
+
+def _keys(given: argparse.Namespace, settings: Settings) -> int:
+    from api.keys import create_key, delete_key, list_keys
+
+    if given.action == "list":
+        return list_keys(settings, given.tenant)
+    if given.action == "create":
+        return create_key(settings, given.tenant or settings.default_tenant)
+    return delete_key(settings, given.key)
+
+
+def _model_keys(settings: Settings) -> dict[str, str]:
+    """Environment variable -> key, for the variables that the models name. Raises `SettingsError` for one that is not set."""
+    keys = {}
+    for model in settings.models:
+        if model.api_key_env is None:
+            continue
+        key = os.environ.get(model.api_key_env, "").strip()
+        if not key:
+            raise SettingsError(f"model {model.name}@{model.provider}: environment variable {model.api_key_env} is not set")
+        keys[model.api_key_env] = key
+    return keys
+
+
+def _configure_logs(settings: Settings) -> None:
+    from api import logs
+
+    logs.configure(settings.log_level, settings.log_format)
+
+
+def _run(command: Coroutine[Any, Any, int]) -> int:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

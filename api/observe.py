@@ -1,0 +1,82 @@
+"""Round every request: its line in the access log and its place in the metrics. Never a path, a query or a body: those are users' texts."""
+
+import time
+from typing import Any
+
+import structlog
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from quart import Quart, Response, request
+
+from api.drain import Drain
+from api.metrics import UNMATCHED, Metrics
+
+ROUTE = "millrace.route"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+CLIENT_GONE = 499
+
+log = structlog.get_logger("millrace.access")
+
+
+class Observed:
+    """An ASGI application that logs, counts and times the requests of the one it wraps."""
+
+    def __init__(self, app: Any, metrics: Metrics, drain: Drain) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._drain = drain
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Serve one connection's event stream; anything but HTTP passes untouched."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope.setdefault("state", {})  # shared with what the application makes of the scope
+        started = time.perf_counter()
+        # a request whose answer never starts was given up by its client
+        answer: dict[str, Any] = {"status": CLIENT_GONE, "request_id": None, "complete": False}
+
+        async def observed_send(event: ASGISendEvent) -> None:
+            if event["type"] == "http.response.start":
+                answer["status"] = event["status"]
+                answer["request_id"] = next((value.decode() for name, value in event["headers"] if name == b"x-request-id"), None)
+                if self._drain.draining:
+                    event = event | {"headers": [*event["headers"], (b"connection", b"close")]}
+            elif event["type"] == "http.response.body" and not event.get("more_body", False):
+                answer["complete"] = True
+            await send(event)
+
+        self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, receive, observed_send)
+        finally:
+            self._metrics.in_flight.dec()
+            self._record(scope, answer, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, answer: dict[str, Any], seconds: float) -> None:
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        route = scope["state"].get(ROUTE, UNMATCHED)
+        self._metrics.request(method, route, answer["status"], seconds)
+        if route in QUIET:
+            return
+        log.info(
+            "request",
+            method=method,
+            route=route,
+            status=answer["status"],
+            ms=round(seconds * 1000, 1),
+            request_id=answer["request_id"],
+            complete=answer["complete"],
+        )
+
+
+def observe(app: Quart, metrics: Metrics, drain: Drain) -> None:
+    """Observe every request of `app`."""
+
+    async def note_route(response: Response) -> Response:
+        if request.url_rule is not None:
+            request.scope["state"][ROUTE] = request.url_rule.rule
+        return response
+
+    app.after_request(note_route)
+    app.asgi_app = Observed(app.asgi_app, metrics, drain)  # type: ignore[method-assign]

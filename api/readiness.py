@@ -1,0 +1,102 @@
+"""Whether an upload, a search and a chat would work now, and which part is in the way if not."""
+
+import asyncio
+import io
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from api.parts import Parts
+from db.services import system_service
+from rag.errors import MillraceError, Unavailable
+
+log = structlog.get_logger("millrace.readiness")
+
+FRESH_SECONDS = 1.0
+PART_DEADLINE_SECONDS = 5.0
+PROBE = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class PartState:
+    """One part at one moment; `reason` is empty when it is `ok`."""
+
+    ok: bool
+    reason: str
+    elapsed_ms: float
+
+
+class Readiness:
+    """Asks every part, all at the same time, at most once a second however often it is asked itself."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._asking: asyncio.Task[dict[str, PartState]] | None = None
+        self._asked_at = float("-inf")
+
+    async def states(self) -> dict[str, PartState]:
+        """Part name -> state."""
+        now = time.monotonic()
+        if self._asking is None or (self._asking.done() and now - self._asked_at > FRESH_SECONDS):
+            self._asked_at = now
+            self._asking = asyncio.create_task(self._ask())
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> dict[str, PartState]:
+        checks: dict[str, Callable[[], Awaitable[None]]] = {
+            "server": self._server,
+            "database": self._database,
+            "blobs": self._blobs,
+            "store": self._store,
+            "embedder": self._embedder,
+            "worker": self._worker,
+        }
+        states = await asyncio.gather(*(_state(check) for check in checks.values()))
+        return dict(zip(checks, states, strict=True))
+
+    async def _server(self) -> None:
+        if self._parts.drain.draining:
+            raise Unavailable("the server is stopping")
+
+    async def _database(self) -> None:
+        await self._parts.session.write(system_service.probe_write)
+
+    async def _blobs(self) -> None:
+        key = f"probe/{uuid.uuid4().hex}"
+        lane = self._parts.lanes.blob
+        await lane.run(self._parts.blobs.put, key, io.BytesIO(PROBE.encode()))
+        await lane.run(self._parts.blobs.delete, key)
+
+    async def _store(self) -> None:
+        health = await self._parts.lanes.search.run(self._parts.store.health)
+        if health["status"] == "red":
+            raise Unavailable("the search store does not answer")
+
+    async def _embedder(self) -> None:
+        warmup = self._parts.warmup
+        if warmup is not None and warmup.reason:
+            raise Unavailable(warmup.reason)
+
+    async def _worker(self) -> None:
+        worker = self._parts.worker
+        if worker is not None and not worker.alive:
+            raise Unavailable("the ingestion worker has stopped")
+
+
+async def _state(check: Callable[[], Awaitable[None]]) -> PartState:
+    started = time.perf_counter()
+    reason = ""
+    try:
+        async with asyncio.timeout(PART_DEADLINE_SECONDS):
+            await check()
+    except TimeoutError:
+        reason = f"no answer within {PART_DEADLINE_SECONDS:g} seconds"
+    except MillraceError as error:
+        reason = str(error)
+    except Exception:
+        log.exception("a part could not be asked whether it is ready")
+        reason = "failed unexpectedly"
+    return PartState(not reason, reason, round((time.perf_counter() - started) * 1000, 1))

@@ -1,0 +1,150 @@
+"""Runs the HTTP server: listens, announces itself, and on a stop signal lets what runs finish."""
+
+import asyncio
+import logging
+import shlex
+import signal
+import socket
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+import structlog
+from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.config import Config
+from quart import Quart
+
+from api.app import create_app
+from api.keys import ensure_first_key
+from api.logs import report_loop_error
+from api.observe import observe
+from api.parts import Parts
+from rag.errors import SettingsError
+
+log = structlog.get_logger("millrace.serve")
+
+BACKLOG = 1024
+KEEP_ALIVE_SECONDS = 75
+# between the signal and closing the socket: connections the kernel took already are served, and every answer says `close`
+LAST_CALL_SECONDS = 0.2
+# of the drain time, what a stream that must end keeps for its last frames
+FAREWELL_SECONDS = 2.0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound TCP socket. Raises `SettingsError` when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {(error.strerror or 'unknown host').lower()} (MILLRACE_HOST, MILLRACE_PORT)"
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a client on this machine reaches the socket."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - a comparison, nothing binds here
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def announce(url: str, api_key: str, out: TextIO | None = None) -> None:
+    """Print where the server is, the key, and a first request that works when pasted."""
+    out = sys.stdout if out is None else out
+    curl = [
+        f"curl -s {url}/api/v1/datasets",
+        f"-H {shlex.quote(f'Authorization: Bearer {api_key}')}",
+        "-H 'Content-Type: application/json'",
+        """-d '{"name": "my first dataset"}'""",
+    ]
+    print(f"\nMillrace serves on {url}\n\n  API key   {api_key}\n  API docs  {url}/docs\n\nMake a first dataset:\n", file=out)
+    print("  " + " \\\n    ".join(curl) + "\n", file=out, flush=True)
+
+
+async def serve(parts: Parts, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, then drain for at most `drain_seconds`. The caller closes the parts."""
+    stop = _stop_signal()
+    settings = parts.settings
+    api_key = await parts.lanes.db.run(ensure_first_key, parts.session, settings.data_dir, settings.default_tenant)
+    app = create_app(parts)
+    observe(app, parts.metrics, parts.drain)
+    lag = asyncio.create_task(parts.metrics.watch_loop())
+    try:
+        await _run(app, parts, listener, stop, api_key)
+    finally:
+        lag.cancel()
+        with suppress(asyncio.CancelledError):
+            await lag
+
+
+async def work(parts: Parts) -> None:
+    """Ingest documents until SIGTERM or SIGINT. The caller closes the parts, and with them the worker."""
+    stop = _stop_signal()
+    log.info("working")
+    await stop.wait()
+    log.info("stopping")
+
+
+def _stop_signal() -> asyncio.Event:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(report_loop_error)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _run(app: Quart, parts: Parts, listener: socket.socket, stop: asyncio.Event, api_key: str) -> None:
+    url = url_of(listener)
+    closing = asyncio.Event()
+    server = asyncio.create_task(
+        hypercorn_serve(app, _config(listener, parts.settings.drain_seconds), shutdown_trigger=closing.wait, mode="asgi")
+    )
+    announce(url, api_key)
+    log.info("serving", url=url)
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if server.done():
+        await server
+        return
+    log.info("draining", seconds=parts.settings.drain_seconds)
+    await _drain(parts, server, closing)
+    log.info("stopped")
+
+
+async def _drain(parts: Parts, server: asyncio.Task[None], closing: asyncio.Event) -> None:
+    seconds = parts.settings.drain_seconds
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    parts.drain.start()
+    await asyncio.sleep(min(LAST_CALL_SECONDS, seconds / 4))
+    closing.set()
+    await asyncio.wait({server}, timeout=max(0.0, deadline - min(FAREWELL_SECONDS, seconds / 4) - loop.time()))
+    parts.drain.expire()
+    await asyncio.wait({server}, timeout=max(0.0, deadline - loop.time()))
+    if not server.done():
+        log.warning("requests cut: the drain time is over")
+        server.cancel()
+    with suppress(asyncio.CancelledError):
+        await server
+
+
+def _config(listener: socket.socket, drain_seconds: float) -> Config:
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.backlog = BACKLOG
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.keep_alive_max_requests = 1_000_000
+    config.graceful_timeout = drain_seconds
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config

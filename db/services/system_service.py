@@ -1,0 +1,29 @@
+"""What the server itself asks of the database: whether it can write, and how much work waits."""
+
+from dataclasses import dataclass
+
+from peewee import fn
+
+from db.models import Task, new_id, now_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Ingestion tasks: `waiting` for a worker, `leased` by one."""
+
+    waiting: int
+    leased: int
+
+
+def probe_write() -> None:
+    """Write and take back a row, so that the commit has something to make durable. Raises what any write raises."""
+    probe = new_id()
+    Task.create(id=probe, kind="probe", tenant_id=probe, dataset_id=probe, document_id=probe)
+    Task.delete_by_id(probe)
+
+
+def backlog() -> Backlog:
+    """How much ingestion work there is, over all tenants."""
+    leased = Task.select(fn.COUNT(Task.id)).where(Task.lease_until > now_ms()).scalar()
+    every = Task.select(fn.COUNT(Task.id)).scalar()
+    return Backlog(waiting=every - leased, leased=leased)
