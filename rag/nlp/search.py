@@ -1,0 +1,260 @@
+"""Retrieval: a question in, one page of one stable ranked list out.
+
+    embed and analyse the question -> both arms of the chunk store -> fuse -> rerank -> threshold -> page -> fetch -> highlight
+
+The list depends on the question and its parameters only, never on the page, so that pages are slices of it and its length is
+the total. A stage that fails is left out and named in `Retrieval.degraded`, as long as something else can still answer.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+
+from rag.errors import DeadlineExceeded, InvalidArgument, Overloaded, ProviderBadReply, ProviderError, Unavailable
+from rag.nlp.fuse import Ranking, fuse, fuse_reranked
+from rag.nlp.highlight import Highlighter
+from rag.nlp.query import question_terms
+from rag.ports import ChunkStore, Embedder, Reranker
+from rag.threads import Lane
+from rag.types import Candidates, Chunk, DocumentCount, RankedChunk, Retrieval, SearchRequest, Term
+
+# Decided by `python -m load.eval`: a title helps more the less it outweighs the text.
+FIELD_BOOSTS: Mapping[str, float] = {"title": 0.4, "content": 1.0, "keywords": 2.0, "questions": 1.0}
+TEXT_CANDIDATES = 1024
+# While some chunks share a term with the question, are chunks that share none kept (those that pass the threshold)?
+KEEP_VECTOR_ONLY = True
+
+DocumentNames = Callable[[Sequence[str]], Awaitable[Mapping[str, str]]]
+
+_MODEL_FAILURES = (ProviderError, Overloaded, Unavailable, DeadlineExceeded, TimeoutError)
+_log = structlog.get_logger("millrace.retrieval")
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalRequest:
+    """What to look for. `document_ids` None means all documents of the datasets, an empty tuple none.
+
+    `page` counts from 1. `similarity_threshold` and `vector_similarity_weight` are those of `rag.nlp.fuse.fuse`. `top_k`
+    bounds the vector arm's candidates. `rerank_limit` bounds what a reranker reads, and with a reranker the whole list.
+    `available` None finds switched off chunks too. `explain` adds each chunk's raw scores and ranks.
+    """
+
+    question: str
+    tenant_id: str
+    dataset_ids: tuple[str, ...]
+    document_ids: tuple[str, ...] | None = None
+    page: int = 1
+    page_size: int = 30
+    similarity_threshold: float = 0.2
+    vector_similarity_weight: float = 0.3
+    top_k: int = 1024
+    highlight: bool = False
+    explain: bool = False
+    available: bool | None = True
+    keep_vector_only: bool = KEEP_VECTOR_ONLY
+    rerank_limit: int = 64
+
+
+async def async_retrieval(
+    request: RetrievalRequest,
+    *,
+    store: ChunkStore,
+    search_lane: Lane,
+    embedder: Embedder | None,
+    reranker: Reranker | None = None,
+    model_lane: Lane | None = None,
+    document_names: DocumentNames | None = None,
+) -> Retrieval:
+    """One page of the chunks that answer the question.
+
+    `model_lane` runs rerankers that are not asynchronous; without it they run in the search lane. `document_names` tells
+    documents' names by id; without it they are read from a chunk of each.
+
+    Raises `InvalidArgument` for an impossible page or `top_k`, `Unavailable` and `Overloaded` when the store cannot answer.
+    A failing embedder leaves the text arm (`degraded` "embed"), a failing reranker the fused order ("rerank").
+    """
+    _check(request)
+    question = request.question.strip()
+    if not question or not request.dataset_ids or request.document_ids == ():
+        return Retrieval(total=0, chunks=(), documents=())
+    watch = _Stopwatch()
+    degraded: list[str] = []
+
+    with watch.stage("analyse"):
+        question_as_terms = question_terms(question)
+    vector, trust = None, 0.0
+    if embedder is not None and request.vector_similarity_weight > 0:
+        with watch.stage("embed"):
+            try:
+                vector, trust = await embedder.embed_query(question), embedder.trust(question)
+            except _MODEL_FAILURES as exc:
+                _log.warning("embedding failed, searching by text only", error=type(exc).__name__)
+                degraded.append("embed")
+
+    with watch.stage("search"):
+        search = _search_request(request, question_as_terms, vector, embedder.space if embedder else "")
+        candidates = await search_lane.run(store.search, search)
+    degraded.extend(candidates.degraded)
+
+    with watch.stage("fuse"):
+        ranking = _fuse(request, candidates, trust)
+    rerank_scores: Mapping[int, float] = {}
+    if reranker is not None and request.vector_similarity_weight > 0 and len(candidates.ids):
+        with watch.stage("rerank"):
+            try:
+                ranking, rerank_scores = await _rerank(
+                    request, candidates, trust, store, search_lane, reranker, model_lane or search_lane
+                )  # fmt: skip
+            except _MODEL_FAILURES as exc:
+                _log.warning("reranking failed, keeping the fused order", error=type(exc).__name__)
+                degraded.append("rerank")
+
+    with watch.stage("fetch"):
+        start = (request.page - 1) * request.page_size
+        rows = ranking.rows[start : start + request.page_size]
+        chunks, documents = await _fetch(request, candidates, ranking, rows, store, search_lane, document_names)
+    with watch.stage("build"):
+        highlighter = Highlighter(question_as_terms) if request.highlight else None
+        entries = tuple(
+            RankedChunk(
+                chunk=chunk,
+                similarity=float(ranking.similarity[start + i]),
+                vector_similarity=float(ranking.vector[start + i]),
+                term_similarity=float(ranking.term[start + i]),
+                highlight=highlighter.mark(chunk.content) if highlighter else None,
+                explain=_explain(candidates, int(rows[i]), trust, rerank_scores) if request.explain else None,
+            )
+            for i, chunk in enumerate(chunks)
+            if chunk is not None  # deleted since it was found
+        )
+    return Retrieval(len(ranking), entries, documents, tuple(degraded), watch.timings())
+
+
+async def async_rerank_by_model(question: str, texts: Sequence[str], reranker: Reranker, lane: Lane) -> np.ndarray:
+    """The reranker's scores of the texts, float64 `[len(texts)]` in the order given.
+
+    Awaits the class's `async_similarity`; a class that has only `similarity` runs in the lane. Raises `ProviderBadReply`
+    when a score is missing or not a finite number, otherwise what the reranker raises.
+    """
+    if not texts:
+        return np.zeros(0)
+    if hasattr(reranker, "async_similarity"):
+        scores, _tokens = await reranker.async_similarity(question, texts)
+    else:
+        scores, _tokens = await lane.run(reranker.similarity, question, texts)
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.shape != (len(texts),):
+        raise ProviderBadReply(f"the reranker gave {scores.size} scores for {len(texts)} texts")
+    if not np.isfinite(scores).all():
+        raise ProviderBadReply("the reranker gave a score that is not a finite number")
+    return scores
+
+
+def _check(request: RetrievalRequest) -> None:
+    for name in ("page", "page_size", "top_k", "rerank_limit"):
+        if getattr(request, name) < 1:
+            raise InvalidArgument(f"{name} {getattr(request, name)} is less than 1")
+
+
+def _search_request(request: RetrievalRequest, terms: tuple[Term, ...], vector: np.ndarray | None, space: str) -> SearchRequest:
+    return SearchRequest(
+        tenant_id=request.tenant_id,
+        dataset_ids=request.dataset_ids,
+        document_ids=request.document_ids,
+        terms=terms,
+        field_boosts=FIELD_BOOSTS,
+        vector=vector,
+        space=space,
+        text_k=TEXT_CANDIDATES,
+        vector_k=request.top_k,
+        available=request.available,
+    )
+
+
+def _fuse(request: RetrievalRequest, candidates: Candidates, trust: float, threshold: float | None = None) -> Ranking:
+    return fuse(
+        candidates,
+        vector_weight=request.vector_similarity_weight,
+        trust=trust,
+        threshold=request.similarity_threshold if threshold is None else threshold,
+        keep_vector_only=request.keep_vector_only,
+    )
+
+
+async def _rerank(
+    request: RetrievalRequest, candidates: Candidates, trust: float, store: ChunkStore, search_lane: Lane, reranker: Reranker,
+    model_lane: Lane,
+) -> tuple[Ranking, Mapping[int, float]]:  # fmt: skip
+    """The reranked list and each row's score. The threshold is for final similarities, so the best are read without it."""
+    ranking = _fuse(request, candidates, trust, threshold=-np.inf)
+    rows = ranking.rows[: request.rerank_limit]
+    chunks = await search_lane.run(store.get, request.tenant_id, _chunk_ids(candidates, rows))
+    texts = ["" if chunk is None else chunk.content for chunk in chunks]
+    scores = await async_rerank_by_model(request.question.strip(), texts, reranker, model_lane)
+    reranked = fuse_reranked(
+        candidates, ranking, scores,
+        vector_weight=request.vector_similarity_weight, threshold=request.similarity_threshold,
+    )  # fmt: skip
+    return reranked, dict(zip(rows.tolist(), scores.tolist(), strict=True))
+
+
+async def _fetch(
+    request: RetrievalRequest, candidates: Candidates, ranking: Ranking, rows: np.ndarray, store: ChunkStore, search_lane: Lane,
+    document_names: DocumentNames | None,
+) -> tuple[list[Chunk | None], tuple[DocumentCount, ...]]:  # fmt: skip
+    """The page's chunks, and the whole list's documents by descending number of entries, equal ones by id."""
+    which, first, counts = np.unique(candidates.document_of[ranking.rows], return_index=True, return_counts=True)
+    found = [candidates.documents[i] for i in which]
+    wanted = _chunk_ids(candidates, rows)
+    if document_names is None:
+        one_of_each = _chunk_ids(candidates, ranking.rows[first])
+        chunks = await search_lane.run(store.get, request.tenant_id, wanted + one_of_each)
+        names: Mapping[str, str] = {chunk.document_id: chunk.document_name for chunk in chunks if chunk is not None}
+    else:
+        chunks = await search_lane.run(store.get, request.tenant_id, wanted)
+        names = await document_names(found)
+    listed = [DocumentCount(document, names.get(document, ""), int(count)) for document, count in zip(found, counts, strict=True)]
+    listed.sort(key=lambda entry: (-entry.count, entry.document_id))
+    return chunks[: len(wanted)], tuple(listed)
+
+
+def _chunk_ids(candidates: Candidates, rows: np.ndarray) -> list[str]:
+    return [f"{number:016x}" for number in candidates.ids[rows].tolist()]
+
+
+def _explain(candidates: Candidates, row: int, trust: float, rerank_scores: Mapping[int, float]) -> dict[str, Any]:
+    """Raw scores and ranks of one candidate; None where the arm did not bring it or could not score it."""
+    text_rank, vector_rank = int(candidates.text_ranks[row]), int(candidates.vector_ranks[row])
+    cosine = float(candidates.vector_scores[row])
+    return {
+        "bm25": float(candidates.text_scores[row]),
+        "text_rank": text_rank if text_rank >= 0 else None,
+        "cosine": None if np.isnan(cosine) else cosine,
+        "vector_rank": vector_rank if vector_rank >= 0 else None,
+        "vector_trust": trust,
+        "rerank": rerank_scores.get(row),
+    }
+
+
+class _Stopwatch:
+    """Milliseconds by stage, and in all since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stages[name] = (time.perf_counter() - started) * 1000.0
+
+    def timings(self) -> dict[str, float]:
+        return {**self._stages, "total": (time.perf_counter() - self._started) * 1000.0}
