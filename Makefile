@@ -1,0 +1,48 @@
+# Every task has its command here. `make serve` and `make test` set up what they need, inside this checkout.
+PYTHON := .venv/bin/python
+DATA ?= ../shared/data
+MANIFEST := bin/setup bin/uv.txt bin/ragflow-sdk.txt pyproject.toml uv.lock
+
+.PHONY: help serve test lint format bench eval soak clean
+
+help:
+	@echo "make serve             set up, then serve on 127.0.0.1:9380 (MILLRACE_HOST, MILLRACE_PORT, MILLRACE_DATA_DIR)"
+	@echo "make test              every check: style, imports, tests"
+	@echo "make lint | format     the style checks alone | mend the style"
+	@echo "make bench             the tables of load/README.md, measured on this machine"
+	@echo "make eval [DATA=dir]   retrieval quality over a folder of sets in BEIR layout"
+	@echo "make soak              the kill test, 100 rounds"
+
+serve: .venv/.ready-to-serve
+	$(PYTHON) -m api serve
+
+test: lint
+	$(PYTHON) -m pytest $(TESTS)
+
+lint: .venv/.ready-to-test
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+format: .venv/.ready-to-test
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+bench: .venv/.ready-to-test
+	$(PYTHON) -m load
+
+eval: .venv/.ready-to-test
+	$(PYTHON) -m load.eval --data $(DATA)
+
+soak: .venv/.ready-to-test
+	MILLRACE_TEST_KILL_ROUNDS=100 $(PYTHON) -m pytest -m soak $(TESTS)
+
+clean:
+	rm -rf .venv .uv .cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/.ready-to-serve: $(MANIFEST)
+	bin/setup serve
+	@touch $@
+
+.venv/.ready-to-test: $(MANIFEST)
+	bin/setup test
+	@touch $@ .venv/.ready-to-serve
