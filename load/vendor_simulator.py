@@ -20,7 +20,7 @@ import numpy as np
 
 FAILURES = (
     "hang", "hang_mid_stream", "trickle", "reset", "reset_mid_stream", "broken_off", "html", "garbage", "truncated", "short_body",
-    "huge", "error_body", "error_event", "bad_gzip",
+    "huge", "error_body", "error_event", "bad_gzip", "not_streamed",
 )  # fmt: skip
 HUGE_BYTES = 100 << 20
 
@@ -173,7 +173,7 @@ async def _answer(request: Request, behaviour: Behaviour, writer: asyncio.Stream
             await _send(writer, b"this is not gzip", headers=(("content-encoding", "gzip"),))
         case _ if behaviour.status != 200:
             await _send(writer, json.dumps({"error": {"message": _VENDOR_TEXT}}).encode(), behaviour.status, behaviour.headers)
-        case _ if request.body.get("stream"):
+        case _ if request.body.get("stream") and behaviour.failure != "not_streamed":
             await _stream(request, behaviour, writer)
         case _:
             await _send(writer, json.dumps(_reply(request, behaviour)).encode(), headers=behaviour.headers)

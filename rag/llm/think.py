@@ -24,7 +24,7 @@ class ThinkSplitter:
         if self._state == "start":
             begun = self._held.lstrip()
             if begun.startswith(_OPEN):
-                self._state, self._held = "reasoning", begun[len(_OPEN) :].lstrip("\n")
+                self._state, self._held = "reasoning", begun[len(_OPEN) :]
             elif not _OPEN.startswith(begun):
                 self._state = "answer"
         if self._state == "reasoning":

@@ -2,7 +2,6 @@
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -11,23 +10,11 @@ import pytest
 from load.vendor_simulator import Behaviour, VendorSimulator
 from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
 from rag.llm.endpoint import Endpoint
-from rag.llm.transport import ConnectionLost, EventParser, Transport, open_client
+from rag.llm.transport import ConnectionLost, EventParser, Transport
 
 KEY = "sk-secret"
 STREAMED = {"stream": True, "messages": [{"role": "user", "content": "hello"}]}
 PLAIN = STREAMED | {"stream": False}
-
-
-@pytest.fixture
-async def vendor() -> AsyncIterator[VendorSimulator]:
-    async with VendorSimulator().listen() as simulator:
-        yield simulator
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    async with open_client() as client:
-        yield Transport(client)
 
 
 def endpoint(vendor: VendorSimulator, **limits: float) -> Endpoint:
