@@ -1,7 +1,7 @@
 """Marks in a chunk's original text the words that a question's terms matched."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rag.nlp.tokenize import HAN, HANGUL, HIRAGANA, KATAKANA, SOUTH_EAST_ASIAN, terms
 from rag.types import Term
@@ -13,6 +13,7 @@ _MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u096
 _RUN = re.compile(
     rf"(?P<unspaced>[{_UNSPACED}]+)|[A-Za-z]++(?:\+\+|\#)(?![A-Za-z0-9])|(?:[^\W_{_UNSPACED}]|[{_MARKS}])+"
 )  # fmt: skip
+_BLANKS = re.compile(r"(\s+)")
 _ONLY_UNSPACED = re.compile(rf"[{_UNSPACED}]+")
 
 
@@ -28,23 +29,43 @@ class Highlighter:
         # A lookahead, so that overlapping pairs are all found. Longest first: a word before its beginning.
         self._unspaced = re.compile(f"(?=({'|'.join(sorted(map(re.escape, unspaced), key=len, reverse=True))}))") if unspaced else None
 
+        self._marked = _Marked(self._mark_piece)
+
     def mark(self, text: str) -> str:
         """The text with its matched words marked; unchanged where none matches."""
+        pieces = _BLANKS.split(text[:TEXT_CHARACTERS])
+        return "".join(map(self._marked.__getitem__, pieces)) + text[TEXT_CHARACTERS:]
+
+    def _mark_piece(self, piece: str) -> str:
+        if self._words.isdisjoint(terms(piece)) and self._unspaced is None:
+            return piece
         parts, done = [], 0
-        for start, end in _joined(self._spans(text)):
-            parts += (text[done:start], "<em>", text[start:end], "</em>")
+        for start, end in _joined(self._spans(piece)):
+            parts += (piece[done:start], "<em>", piece[start:end], "</em>")
             done = end
-        parts.append(text[done:])
+        parts.append(piece[done:])
         return "".join(parts)
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
-        for run in _RUN.finditer(text, 0, TEXT_CHARACTERS):
+        for run in _RUN.finditer(text):
             if run.lastgroup != "unspaced":
                 if not self._words.isdisjoint(terms(run.group())):
                     yield run.span()
             elif self._unspaced is not None:
                 for match in self._unspaced.finditer(text, *run.span()):
                     yield match.span(1)
+
+
+class _Marked(dict[str, str]):
+    """Marked pieces by piece: those of one page's texts repeat."""
+
+    def __init__(self, mark: Callable[[str], str]) -> None:
+        super().__init__()
+        self._mark = mark
+
+    def __missing__(self, piece: str) -> str:
+        self[piece] = marked = self._mark(piece)
+        return marked
 
 
 def _joined(spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
