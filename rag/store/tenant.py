@@ -69,7 +69,7 @@ class Tenant:
         degraded: set[str] = set()
         text = self._searcher(view) if request.terms else None
         view = self.catalogue.view()  # not older than the text index, whose rows would be unknown otherwise
-        if request.terms and text is None:
+        if request.terms and text is None and view.living:
             degraded.add("text")
 
         def matrix(slots: Slots) -> np.ndarray | None:
