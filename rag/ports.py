@@ -141,5 +141,8 @@ class IngestRecords(Protocol):
     async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
         """Mark the task failed with a message for people; with `retry` it is queued again until its attempts are used up."""
 
+    async def give_back(self, task: IngestTask, worker: str) -> bool:
+        """End the lease without a result, as a worker does that must stop; the task is due at once. False as for `renew`."""
+
 
 Clock = Callable[[], float]

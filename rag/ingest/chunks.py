@@ -121,7 +121,7 @@ class _Outline:
             end=span.end,
             headings=self._headings(span.start),
             positions=tuple(dict.fromkeys((block.page, *(block.box or (0, 0, 0, 0))) for block in blocks if block.page))[:MAX_POSITIONS],
-            kind="table" if blocks and all(block.kind == "table" or block.level for block in blocks) else "",
+            kind="table" if {block.kind for block in blocks if not block.level} == {"table"} else "",
         )  # fmt: skip
 
     def _blocks(self, span: Span) -> Sequence[Block]:

@@ -1,6 +1,7 @@
 """DOCX by streaming its XML: headings by style or outline level, lists, tables, footnotes; deleted text is left out."""
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from lxml import etree
@@ -26,12 +27,12 @@ def parse(source: Path, progress: Progress) -> ParsedDocument:
     with zipped.open_zip(source) as archive:
         if not zipped.has(archive, "word/document.xml"):
             raise ParseFailed("the file is damaged: its part word/document.xml is missing")
-        levels = _style_levels(archive)
+        styles = _Styles(archive)
         with archive.open("word/document.xml") as stream:
             for index, element in enumerate(zipped.elements(stream, (_P, _TBL), "word/document.xml")):
                 if index % PROGRESS_EVERY == 0:
                     progress("paragraph", index + 1, 0)
-                _add(builder, element, levels)
+                _add(builder, element, styles)
         for part, tag in _NOTES:
             if zipped.has(archive, part):
                 with archive.open(part) as stream:
@@ -41,25 +42,15 @@ def parse(source: Path, progress: Progress) -> ParsedDocument:
     return builder.build(title)
 
 
-def _add(builder: DocumentBuilder, element: etree._Element, levels: dict[str, int]) -> None:
+def _add(builder: DocumentBuilder, element: etree._Element, styles: "_Styles") -> None:
     if element.tag == _TBL:
         builder.add("\n".join(_rows(element)), kind="table")
         return
     properties = element.find(f"{_W}pPr")
-    level = _level(properties, levels)
-    is_item = properties is not None and level == 0 and properties.find(f"{_W}numPr") is not None
+    level = styles.level(properties) if properties is not None else 0
+    is_item = properties is not None and not level and styles.is_item(properties)
     text = _text(element)
     builder.add(f"- {text}" if is_item and text.strip() else text, level=level, tight=is_item)
-
-
-def _level(properties: etree._Element | None, levels: dict[str, int]) -> int:
-    if properties is None:
-        return 0
-    outline = properties.find(f"{_W}outlineLvl")
-    if outline is not None:
-        return _outline_level(outline)
-    style = properties.find(f"{_W}pStyle")
-    return levels.get(style.get(f"{_W}val", ""), 0) if style is not None else 0
 
 
 def _outline_level(outline: etree._Element) -> int:
@@ -67,32 +58,54 @@ def _outline_level(outline: etree._Element) -> int:
     return min(6, int(value) + 1) if value.isdigit() and int(value) < _BODY_LEVEL else 0
 
 
-def _style_levels(archive: zipfile.ZipFile) -> dict[str, int]:
-    """Heading levels by style id: by the style's outline level or name, or those of the style it is based on."""
-    if not zipped.has(archive, "word/styles.xml"):
-        return {}
-    levels: dict[str, int] = {}
-    parents: dict[str, str] = {}
-    for style in zipped.tree(archive, "word/styles.xml").iter(f"{_W}style"):
+class _Styles:
+    """What the document's paragraph styles say: heading levels, and which of them make list items."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._levels: dict[str, int] = {}
+        self._lists: set[str] = set()
+        self._parents: dict[str, str] = {}
+        if zipped.has(archive, "word/styles.xml"):
+            for style in zipped.tree(archive, "word/styles.xml").iter(f"{_W}style"):
+                self._read(style)
+
+    def level(self, properties: etree._Element) -> int:
+        """The heading level of a paragraph with these properties, 0 for none."""
+        outline = properties.find(f"{_W}outlineLvl")
+        if outline is not None:
+            return _outline_level(outline)
+        return next((self._levels[style] for style in self._lineage(properties) if style in self._levels), 0)
+
+    def is_item(self, properties: etree._Element) -> bool:
+        """Whether a paragraph with these properties is an item of a list."""
+        return properties.find(f"{_W}numPr") is not None or any(style in self._lists for style in self._lineage(properties))
+
+    def _lineage(self, properties: etree._Element) -> Iterator[str]:
+        """The paragraph's style and those that it is based on."""
+        found = properties.find(f"{_W}pStyle")
+        style = found.get(f"{_W}val", "") if found is not None else ""
+        for _ in range(len(self._parents) + 1):
+            if not style:
+                return
+            yield style
+            style = self._parents.get(style, "")
+
+    def _read(self, style: etree._Element) -> None:
         style_id = style.get(f"{_W}styleId", "")
         outline = style.find(f"{_W}pPr/{_W}outlineLvl")
         name = style.find(f"{_W}name")
         words = (name.get(f"{_W}val", "") if name is not None else "").casefold().split()
         if outline is not None:
-            levels[style_id] = _outline_level(outline)
+            self._levels[style_id] = _outline_level(outline)
         elif len(words) == 2 and words[0] == "heading" and words[1].isdigit():
-            levels[style_id] = min(6, int(words[1]))
+            self._levels[style_id] = min(6, int(words[1]))
         elif words == ["title"]:
-            levels[style_id] = 1
+            self._levels[style_id] = 1
+        if style.find(f"{_W}pPr/{_W}numPr") is not None:
+            self._lists.add(style_id)
         based_on = style.find(f"{_W}basedOn")
         if based_on is not None:
-            parents[style_id] = based_on.get(f"{_W}val", "")
-    for style_id in parents:
-        ancestor, steps = style_id, 0
-        while ancestor not in levels and ancestor in parents and steps < len(parents):
-            ancestor, steps = parents[ancestor], steps + 1
-        levels.setdefault(style_id, levels.get(ancestor, 0))
-    return levels
+            self._parents[style_id] = based_on.get(f"{_W}val", "")
 
 
 def _text(paragraph: etree._Element) -> str:
@@ -118,5 +131,5 @@ def _rows(table: etree._Element) -> list[str]:
     for row in table.iterchildren(_TR):
         cells = [" ".join(" ".join(_text(paragraph) for paragraph in cell.iter(_P)).split()) for cell in row.iter(_TC)]
         if any(cells):
-            rows.append(" | ".join(cells))
+            rows.append(" | ".join(cells).strip())
     return rows

@@ -1,0 +1,221 @@
+"""One document on its way from the stored file to searchable chunks.
+
+Parsing (in a process of its own), embedding and storing run at the same time, joined by short queues: the embedder, which is
+the slowest by far, never waits, and memory does not grow with the document.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import structlog
+import xxhash
+
+from rag.errors import MillraceError, Overloaded, ParseFailed, ProviderBusy, Unavailable
+from rag.ingest.chunks import embedding_text
+from rag.ingest.sandbox import Sandbox
+from rag.ports import BlobStore, ChunkStore, Embedder
+from rag.threads import Lane
+from rag.types import Chunk, ChunkSelector, ChunkTerms, IngestTask
+
+T = TypeVar("T")
+
+EMBED_CHUNKS = 128  # at once: enough for good batches by length, few enough for progress to be seen
+PARSED_BATCHES_AHEAD = 8
+EMBEDDED_BATCHES_AHEAD = 2
+PARSE_DEADLINE_SECONDS = 600.0
+PARSED_SHARE = 0.05  # of the progress bar
+STORED_SHARE = 0.97
+WAITS_SECONDS = (0.2, 1.0, 3.0)  # between tries when a part is busy; after that the task is queued again
+
+Tell = Callable[[float, str], Awaitable[None]]
+"""`tell(progress, line)` shows where the task is; it may raise, and the document is dropped."""
+
+_log = structlog.get_logger("millrace.ingest")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a document. `warnings` are lines for people."""
+
+    chunk_count: int
+    token_count: int
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+
+def chunk_id(document_id: str, version: int, position: int) -> str:
+    """The id of a parsed chunk: the same whenever the same parse run is done again."""
+    return xxhash.xxh64_hexdigest(f"{document_id}:{version}:{position}")
+
+
+class Pipeline:
+    """Turns files into searchable chunks with the parts it is given."""
+
+    def __init__(
+        self, store: ChunkStore, blobs: BlobStore, sandbox: Sandbox, *, search_lane: Lane, blob_lane: Lane,
+        embeddings_at_once: int = 1, parse_deadline_seconds: float = PARSE_DEADLINE_SECONDS,
+    ) -> None:  # fmt: skip
+        """`embeddings_at_once` bounds the batches under way over all documents."""
+        self._store = store
+        self._blobs = blobs
+        self._sandbox = sandbox
+        self._search_lane = search_lane
+        self._blob_lane = blob_lane
+        self._embedding = asyncio.Semaphore(embeddings_at_once)
+        self._parse_deadline_seconds = parse_deadline_seconds
+
+    async def ingest(self, task: IngestTask, embedder: Embedder, tell: Tell) -> Outcome:
+        """Make the document searchable as the task's version, in place of all versions below.
+
+        Raises `ParseFailed`, `InvalidArgument`, `NotFound` for what will fail again, `Unavailable`, `Overloaded` and
+        `ProviderError` for what may not. After an error some of the chunks may be stored: call `discard`.
+        """
+        started = time.monotonic()
+        run = _Run(task, embedder)
+        async with self._local_file(task.blob_key) as source:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._parse(run, source, tell))
+                    group.create_task(self._embed(run))
+                    group.create_task(self._keep(run, tell))
+            except BaseExceptionGroup as failures:
+                raise failures.exceptions[0] from failures
+        if not run.stored:
+            raise ParseFailed("the file has no text")
+        await tell(STORED_SHARE, "")
+        await self._store_call(self._store.flush, task.tenant_id)
+        older = ChunkSelector(document_ids=(task.document_id,), versions_below=task.version)
+        await self._store_call(self._store.delete, task.tenant_id, older)
+        return Outcome(run.stored, run.tokens, time.monotonic() - started, run.warnings)
+
+    async def discard(self, task: IngestTask) -> None:
+        """Remove what was stored of the task's version and those below; newer ones and chunks added by hand stay."""
+        selector = ChunkSelector(document_ids=(task.document_id,), versions_below=task.version + 1)
+        await self._store_call(self._store.delete, task.tenant_id, selector)
+
+    async def purge(self, task: IngestTask) -> None:
+        """Remove all chunks and the file of a document that was deleted."""
+        await self._store_call(self._store.delete, task.tenant_id, ChunkSelector(document_ids=(task.document_id,)))
+        if task.blob_key:
+            await _patiently(lambda: self._blob_lane.run(self._blobs.delete, task.blob_key))
+
+    async def _parse(self, run: "_Run", source: Path, tell: Tell) -> None:
+        task = run.task
+        job = {
+            "source": str(source),
+            "name": task.document_name,
+            "method": task.chunk_method,
+            "config": dict(task.parser_config),
+            "tokenizer": str(run.embedder.tokenizer_path),
+        }
+        async with aclosing(self._sandbox.run(job, self._parse_deadline_seconds)) as messages:
+            async for message in messages:
+                if "chunks" in message:
+                    await run.parsed.put(run.chunks(message["chunks"]))
+                elif "total" in message:
+                    run.total, run.warnings = message["total"], tuple(message["warnings"])
+                    await tell(PARSED_SHARE, f"found {run.total} chunks")
+                else:
+                    await tell(0.0, message["progress"])
+        await run.parsed.put([])
+
+    async def _embed(self, run: "_Run") -> None:
+        more = True
+        while more:
+            chunks = await run.parsed.get()
+            more = bool(chunks)
+            while more and len(chunks) < EMBED_CHUNKS and not run.parsed.empty():
+                following = run.parsed.get_nowait()
+                more = bool(following)
+                chunks = chunks + following
+            if chunks:
+                texts = [embedding_text(chunk.document_name, chunk.headings, chunk.content) for chunk in chunks]
+                async with self._embedding:
+                    vectors = await _patiently(lambda texts=texts: run.embedder.embed_documents(texts))
+                await run.embedded.put((chunks, vectors))
+        await run.embedded.put(None)
+
+    async def _keep(self, run: "_Run", tell: Tell) -> None:
+        while (batch := await run.embedded.get()) is not None:
+            chunks, vectors = batch
+            await self._store_call(self._store.put, run.task.tenant_id, chunks, vectors, run.embedder.space, wait=False)
+            run.stored += len(chunks)
+            share = run.stored / max(run.stored, run.total)
+            await tell(PARSED_SHARE + (STORED_SHARE - PARSED_SHARE) * share, f"embedded {run.stored} of {run.total} chunks")
+
+    async def _store_call(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        return await _patiently(lambda: self._search_lane.run(call, *arguments, **named))
+
+    @asynccontextmanager
+    async def _local_file(self, key: str) -> AsyncIterator[Path]:
+        opened = self._blobs.local_path(key)
+        path = await _patiently(lambda: self._blob_lane.run(opened.__enter__))
+        try:
+            yield path
+        finally:
+            await self._blob_lane.run(opened.__exit__, None, None, None)
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is known of a document while it is under way."""
+
+    task: IngestTask
+    embedder: Embedder
+    total: int = 0
+    stored: int = 0
+    tokens: int = 0
+    position: int = 0
+    warnings: tuple[str, ...] = ()
+    created_at: float = field(default_factory=time.time)
+    # an empty batch, or None, ends a queue
+    parsed: asyncio.Queue[list[Chunk]] = field(default_factory=lambda: asyncio.Queue(PARSED_BATCHES_AHEAD))
+    embedded: asyncio.Queue[tuple[list[Chunk], np.ndarray] | None] = field(default_factory=lambda: asyncio.Queue(EMBEDDED_BATCHES_AHEAD))
+
+    def chunks(self, messages: Sequence[dict[str, Any]]) -> list[Chunk]:
+        """The next chunks of the document, from what the parser process sent."""
+        first = self.position
+        self.position += len(messages)
+        self.tokens += sum(message["tokens"] for message in messages)
+        return [self._chunk(message, position) for position, message in enumerate(messages, start=first)]
+
+    def _chunk(self, message: dict[str, Any], position: int) -> Chunk:
+        task = self.task
+        return Chunk(
+            id=chunk_id(task.document_id, task.version, position),
+            dataset_id=task.dataset_id,
+            document_id=task.document_id,
+            document_name=task.document_name,
+            content=message["content"],
+            terms=ChunkTerms(*message["terms"]),
+            version=task.version,
+            position=position,
+            headings=tuple(message["headings"]),
+            tags=tuple(message["tags"]),
+            positions=tuple(map(tuple, message["positions"])),
+            kind=message["kind"],
+            available=task.available,
+            created_at=self.created_at,
+            extra={"span": message["span"]} if message["span"][1] else {},
+        )
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """The call's result; a part that is busy is asked again a few times."""
+    for wait_seconds in WAITS_SECONDS:
+        try:
+            return await call()
+        except (Overloaded, Unavailable, ProviderBusy) as error:
+            _log.info("ingestion waits", error=_reason(error), seconds=wait_seconds)
+        await asyncio.sleep(wait_seconds)
+    return await call()
+
+
+def _reason(error: MillraceError) -> str:
+    return f"{type(error).__name__}: {error}"
