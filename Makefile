@@ -3,12 +3,13 @@ PYTHON := .venv/bin/python
 DATA ?= ../shared/data
 MANIFEST := bin/setup bin/uv.txt bin/ragflow-sdk.txt pyproject.toml uv.lock
 
-.PHONY: help serve test lint format bench eval soak clean
+.PHONY: help serve test lint format docs bench eval soak clean
 
 help:
 	@echo "make serve             set up, then serve on 127.0.0.1:9380 (MILLRACE_HOST, MILLRACE_PORT, MILLRACE_DATA_DIR)"
 	@echo "make test              every check: style, imports, tests"
 	@echo "make lint | format     the style checks alone | mend the style"
+	@echo "make docs              make docs/settings.md anew"
 	@echo "make bench             the tables of load/README.md, measured on this machine"
 	@echo "make eval [DATA=dir]   retrieval quality over a folder of sets in BEIR layout"
 	@echo "make soak              the kill test, 100 rounds"
@@ -26,6 +27,9 @@ lint: .venv/.ready-to-test
 format: .venv/.ready-to-test
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+docs: .venv/.ready-to-test
+	$(PYTHON) -m api.settings_page > docs/settings.md
 
 bench: .venv/.ready-to-test
 	$(PYTHON) -m load

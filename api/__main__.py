@@ -1,8 +1,4 @@
-"""The command line: `millrace serve`, `worker`, `keys`, `check`, `version`. The only reader of the environment.
-
-Each command imports what it runs, because every parser process imports this module once more as its main module: it has to
-stay small.
-"""
+"""The command line: `millrace serve`, `worker`, `keys`, `check`, `version`. The only reader of the environment."""
 
 import argparse
 import asyncio
@@ -14,6 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
+from api import logs
+from api.check import check
+from api.keys import create_key, delete_key, list_keys
+from api.parts import open_parts
+from api.serve import listen, serve, work
 from rag.errors import MillraceError, SettingsError
 from rag.settings import Settings, load
 
@@ -37,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(version("millrace"))
             return 0
         settings = load(os.environ, Path.cwd())
-        _configure_logs(settings)
+        logs.configure(settings.log_level, settings.log_format)
         return given.run(given, settings)
     except SettingsError as error:
         print(f"millrace: {error}", file=sys.stderr)
@@ -79,9 +82,6 @@ def _command(commands: Any, name: str, summary: str, run: Callable[[argparse.Nam
 
 
 def _serve(_: argparse.Namespace, settings: Settings) -> int:
-    from api.parts import open_parts
-    from api.serve import listen, serve
-
     async def run() -> int:
         listener = listen(settings.host, settings.port)
         async with open_parts(settings, _model_keys(settings)) as parts:
@@ -92,9 +92,6 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
 
 
 def _worker(_: argparse.Namespace, settings: Settings) -> int:
-    from api.parts import open_parts
-    from api.serve import work
-
     if settings.ingest_workers == 0:
         settings = settings.model_copy(update={"ingest_workers": 1})
 
@@ -107,14 +104,10 @@ def _worker(_: argparse.Namespace, settings: Settings) -> int:
 
 
 def _check(_: argparse.Namespace, settings: Settings) -> int:
-    from api.check import check
-
     return _run(check(settings, os.environ))
 
 
 def _keys(given: argparse.Namespace, settings: Settings) -> int:
-    from api.keys import create_key, delete_key, list_keys
-
     if given.action == "list":
         return list_keys(settings, given.tenant)
     if given.action == "create":
@@ -135,15 +128,7 @@ def _model_keys(settings: Settings) -> dict[str, str]:
     return keys
 
 
-def _configure_logs(settings: Settings) -> None:
-    from api import logs
-
-    logs.configure(settings.log_level, settings.log_format)
-
-
 def _run(command: Coroutine[Any, Any, int]) -> int:
-    import uvloop
-
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(command)
 

@@ -8,16 +8,21 @@ from rag.errors import Unavailable
 
 
 class Drain:
-    """One a server. `draining` is true from the stop signal on: `/readyz` answers 503, finished connections are closed."""
+    """One a server. `started` is set from the stop signal on: `/readyz` answers 503, connections close after their answer."""
 
     def __init__(self) -> None:
-        self.draining = False
+        self.started = asyncio.Event()
         self._streams: set[asyncio.Timeout] = set()
         self._late = False
 
+    @property
+    def draining(self) -> bool:
+        """Whether the stop signal has come."""
+        return self.started.is_set()
+
     def start(self) -> None:
         """The server takes no new connections; what runs may finish."""
-        self.draining = True
+        self.started.set()
 
     def expire(self) -> None:
         """The time to finish is over: every open `stream` block is left with `Unavailable`."""

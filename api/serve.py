@@ -15,7 +15,7 @@ from hypercorn.config import Config
 from quart import Quart
 
 from api.app import create_app
-from api.keys import ensure_first_key
+from api.keys import ensure_first_key, reason_of
 from api.logs import report_loop_error
 from api.observe import observe
 from api.parts import Parts
@@ -36,13 +36,15 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
-        raise SettingsError(
-            f"cannot listen on {host}:{port}: {(error.strerror or 'unknown host').lower()} (MILLRACE_HOST, MILLRACE_PORT)"
-        ) from None
+        raise SettingsError(f"cannot listen on {host}:{port}: {reason_of(error)} (MILLRACE_HOST, MILLRACE_PORT)") from None
     listener.setblocking(False)
     return listener
 

@@ -1,0 +1,46 @@
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server_process import ServerProcess
+
+Start = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts server processes; all are killed when the test ends."""
+    servers: list[ServerProcess] = []
+
+    def start_one(
+        data_dir: Path | None = None, environ: Mapping[str, str] | None = None, command: str = "serve", ready: bool = True
+    ) -> ServerProcess:
+        log_file = tmp_path / f"server-{len(servers)}.log"
+        server = ServerProcess(data_dir or tmp_path / "data", log_file=log_file, environ=environ, command=command)
+        servers.append(server)
+        return server.wait_until_ready() if ready and command == "serve" else server
+
+    yield start_one
+    for server in servers:
+        if server.process.poll() is None:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One running server for a module's tests."""
+    folder = tmp_path_factory.mktemp("server")
+    server = ServerProcess(folder / "data", log_file=folder / "server.log")
+    try:
+        yield server.wait_until_ready()
+    finally:
+        server.stop()
+
+
+def needs(reason: str) -> None:
+    """Skip on a laptop, fail in CI: what a test needs is not on this machine."""
+    if os.environ.get("CI"):
+        pytest.fail(f"in CI this must be there: {reason}")
+    pytest.skip(reason)
