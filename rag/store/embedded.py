@@ -138,7 +138,7 @@ class EmbeddedStore:
             leaders = [tenant.leader for tenant in self._open.values()]
         failures = [leader.failure for leader in leaders if leader.failure is not None]
         if failures:
-            return report | {"status": "yellow", "error": str(failures[0])}
+            return report | {"status": "yellow", "error": failures[0]}
         if any(leader.text_damaged.is_set() or leader.damaged_parts for leader in leaders):
             return report | {"status": "yellow", "error": "derived data is being rebuilt"}
         return report
@@ -191,41 +191,54 @@ class EmbeddedStore:
             tenant = self._open.get(tenant_id)
             if tenant is None:
                 return None
-            if tenant.moved:
-                self._retire(self._open.pop(tenant_id))
-                return None
-            self._open.move_to_end(tenant_id)
-            self._users[tenant] += 1
-            return tenant
+            if not tenant.moved:
+                self._open.move_to_end(tenant_id)
+                self._users[tenant] += 1
+                return tenant
+            del self._open[tenant_id]
+        self._retire(tenant)
+        return None
 
     def _close_oldest(self) -> None:
+        """Close tenants that nobody uses and that have nothing to index, those unused longest first, down to the limit."""
         with self._state:
-            unused = [id_ for id_, tenant in self._open.items() if self._users[tenant] == 0 and id_ not in self._busy]
-            for id_ in unused[: max(0, len(self._open) - self._max_open)]:
-                self._retire(self._open.pop(id_))
+            unused = [id_ for id_, tenant in self._open.items() if self._users[tenant] == 0]
+            surplus = len(self._open) - self._max_open
+        for id_ in unused:
+            if surplus <= 0:
+                return
+            with self._state:
+                tenant = self._open.get(id_)
+                if tenant is None or self._users[tenant] or tenant.leader.pending():
+                    continue
+                del self._open[id_]
+            self._retire(tenant)
+            surplus -= 1
 
     def _retire(self, tenant: Tenant) -> None:
-        """Close the tenant as soon as nobody uses it. Call with `_state` held."""
-        self._retired.add(tenant)
-        self._close_retired(tenant)
+        """Close a tenant that was taken from `_open` as soon as nobody uses it."""
+        with self._state:
+            self._retired.add(tenant)
+            self._users[tenant] += 1
+        self._leave(tenant)
 
     def _leave(self, tenant: Tenant) -> None:
         with self._state:
             self._users[tenant] -= 1
-            self._close_retired(tenant)
-
-    def _close_retired(self, tenant: Tenant) -> None:
-        if tenant in self._retired and self._users[tenant] == 0:
-            tenant.close()
+            if tenant not in self._retired or self._users[tenant]:
+                return
             self._retired.discard(tenant)
+        tenant.close()
+        with self._state:
             del self._users[tenant]
             self._state.notify_all()
 
     def _retire_and_wait(self, tenant_id: str) -> None:
         with self._state:
             tenant = self._open.pop(tenant_id, None)
-            if tenant is not None:
-                self._retire(tenant)
+        if tenant is not None:
+            self._retire(tenant)
+            with self._state:
                 self._state.wait_for(lambda: tenant not in self._users, _CLOSE_SECONDS)
 
     # ------------------------------------------------------------------------------------------------ the indexer
@@ -253,6 +266,8 @@ class EmbeddedStore:
                     self._users[tenant] += 1
             for tenant_id, tenant in turn:
                 self._give_turn(tenant_id, tenant)
+            if len(self._open) > self._max_open:
+                self._close_oldest()
 
     def _give_turn(self, tenant_id: str, tenant: Tenant) -> None:
         try:

@@ -72,7 +72,7 @@ class Leader:
     def __init__(self, folder: Path, record: Record, catalogue: Catalogue, analyser_version: str, analyse: Analyse | None) -> None:
         self.recipe = f"{FORMAT}:{analyser_version}"
         self.progress = Progress(folder / "progress")
-        self.failure: Unavailable | None = None
+        self.failure: str | None = None
         self.damaged_parts: set[int] = set()
         self.text_damaged = threading.Event()
         self.advanced = threading.Condition()
@@ -104,6 +104,10 @@ class Leader:
                 if time.monotonic() > deadline:
                     raise DeadlineExceeded(f"stored, but not searchable by text within {timeout_seconds:g} s")
                 self.advanced.wait(0.004)  # another process may be the one that indexes
+
+    def trust(self, index: TextIndex) -> None:
+        """Lower the shared number to what the index proves: the file may be older, or newer, than the index. A leader corrects it."""
+        self.progress.indexed = min(self.progress.indexed, self._reached(index.searcher().last_seq()))
 
     # ------------------------------------------------------------------------------------------------ one step
     def step(self) -> bool:
@@ -159,6 +163,7 @@ class Leader:
         if self._indexed < head:
             return self._index_changes()
         self._lingering = 0.0
+        self.progress.indexed = self._indexed
         if not self._checked:
             self._check_count()
             return True
@@ -183,11 +188,14 @@ class Leader:
             self.progress.indexed = 0
             self._rebuild = self._build(facts.get("recipe", self.recipe) != self.recipe)
             return
-        # Deletes at the end of the log leave no document with their number; pruned changes were indexed for certain.
-        self._indexed = max(last, self._record.floor() - 1)
+        self._indexed = self._reached(last)
         self.progress.indexed = self._indexed
         self._refused = self._record.quarantined()
         self.text_damaged.clear()
+
+    def _reached(self, last: int) -> int:
+        """Up to where the log is indexed for certain, `last` being the highest number in the index: what was pruned, was indexed."""
+        return max(last, self._record.floor() - 1)
 
     def _build(self, analyse: bool) -> Iterator[None]:
         """Write a new index from the record, a batch a turn, and publish it. Changes made meanwhile follow from the log."""
@@ -290,11 +298,15 @@ class Leader:
 
     def _drop_writer(self, *, gently: bool = False) -> None:
         writer, self._writer = self._writer, None
-        if writer is not None and gently:
-            try:
+        if writer is None:
+            return
+        try:
+            if gently:
                 writer.close()
-            except Corrupt:
-                self.text_damaged.set()
+        except Corrupt:
+            self.text_damaged.set()
+        finally:
+            writer.abandon()
 
     def retreat(self, exc: Unavailable) -> None:
         """After a failure: forget what is open, so that it is checked when it is opened again, and try later."""
@@ -302,7 +314,7 @@ class Leader:
         self._index = self._rebuild = None
         self._resume_at = time.monotonic() + _RETRY_SECONDS
         with self.advanced:
-            self.failure = exc
+            self.failure = str(exc)
             self.advanced.notify_all()
 
     def _announce(self) -> None:

@@ -2,6 +2,7 @@
 
 # ruff: noqa: S608 - the statements are pieced together from constants of this module; every value is bound
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -368,7 +369,8 @@ class Record:
             connection = self._idle.pop() if self._idle else _connect(self.path)
             yield connection
         except (sqlite3.Error, OSError) as exc:
-            raise Unavailable(f"the chunk record cannot be used: {reason(exc)}") from exc
+            why = reason(exc) if os.access(self.path.parent, os.W_OK) else "its folder is read-only"
+            raise Unavailable(f"the chunk record cannot be used: {why}") from exc
         finally:
             if connection is not None:
                 if self._closed or len(self._idle) >= _IDLE_CONNECTIONS or connection.in_transaction:

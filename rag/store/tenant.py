@@ -32,8 +32,11 @@ class Tenant:
         self._text: TextIndex | None = None
         self._text_name = ""
         self._damaged_text: str | None = None
-        if self._text_index(self.catalogue.view()) is None:
+        text = self._text_index(self.catalogue.view())
+        if text is None:
             self._text_is_damaged()
+        else:
+            self.leader.trust(text)
 
     def close(self) -> None:
         """Release files. Nobody may be using the tenant."""

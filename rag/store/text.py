@@ -109,7 +109,7 @@ class TextWriter:
     """Applies changes. After any exception drop the writer: tantivy goes on silently indexing nothing."""
 
     def __init__(self, writer: tantivy.IndexWriter) -> None:
-        self._writer = writer
+        self._writer: tantivy.IndexWriter | None = writer
 
     def apply(self, rows: Sequence[TextRow]) -> None:
         """Bring the rows' chunks up to date. Nothing is visible, or durable, before `commit`."""
@@ -130,6 +130,11 @@ class TextWriter:
         """Let merges end and give the lock back."""
         with damage_as_corrupt():
             self._writer.wait_merging_threads()
+        self._writer = None
+
+    def abandon(self) -> None:
+        """Give the lock back at once, without a commit. A traceback may keep this object, so it lets go of the writer itself."""
+        self._writer = None
 
 
 def document(row: TextRow) -> tantivy.Document:

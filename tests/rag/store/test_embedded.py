@@ -1,0 +1,418 @@
+"""Damage, other versions, full and read-only disks, and the upkeep of the embedded store."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rag.errors import InvalidArgument, MillraceError, Unavailable
+from rag.store import leader as leader_module
+from rag.store.embedded import EmbeddedStore
+from rag.store.tenant import Tenant
+from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest, Term
+
+TENANT = "a" * 32
+COUNT = 300
+
+
+def make(number: int, text: str = "", dataset: str = "d1") -> Chunk:
+    return Chunk(f"{number:016x}", dataset, f"doc{number // 100}", "n", text, ChunkTerms(content=text or f"all w{number}"))
+
+
+def vectors(count: int = COUNT, seed: int = 3) -> np.ndarray:
+    rows = np.random.default_rng(seed).standard_normal((count, 16)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def fill(folder: Path) -> None:
+    store = EmbeddedStore(folder)
+    store.put(TENANT, [make(n) for n in range(COUNT)], vectors(), "s")
+    store.close()
+
+
+def ask(store: EmbeddedStore, number: int):
+    return store.search(
+        SearchRequest(TENANT, ("d1",), terms=(Term(f"w{number}"),), vector=vectors()[number], space="s", text_k=3, vector_k=1)
+    )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll for what a background thread does; fails after 20 s."""
+    pause = threading.Event()
+    for _ in range(2000):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it did not happen")
+
+
+def assert_recovers(store: EmbeddedStore) -> None:
+    """Searches answer from the arm that is left, say so, and come to full health by themselves."""
+    first = ask(store, 42)
+    assert first.degraded == () or first.ids.tolist() in ([42], [])
+    wait_until(lambda: ask(store, 42).degraded == ())
+    store.flush(TENANT)
+    for number in (0, 42, 299):
+        hits = ask(store, number)
+        assert hits.ids.tolist() == [number]
+        assert hits.text_scores[0] > 0
+        assert hits.vector_scores[0] == pytest.approx(1.0, abs=2e-3)
+    assert len(store.search(SearchRequest(TENANT, ("d1",), terms=(Term("all"),))).ids) == COUNT
+    wait_until(lambda: store.health()["status"] == "green")
+
+
+def text_folder(folder: Path) -> Path:
+    return next((folder / TENANT / "text").iterdir())
+
+
+def vector_file(folder: Path) -> Path:
+    return next((folder / TENANT / "vectors").iterdir())
+
+
+def overwrite(path: Path, where: float, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(int(path.stat().st_size * where))
+        file.write(data)
+
+
+def segment_file(folder: Path, suffix: str) -> Path:
+    index = text_folder(folder)
+    segment = json.loads((index / "meta.json").read_text())["segments"][0]["segment_id"].replace("-", "")
+    return index / f"{segment}.{suffix}"
+
+
+TEXT_DAMAGE = {
+    "folder missing": lambda folder: shutil.rmtree(folder / TENANT / "text"),
+    "folder empty": lambda folder: [path.unlink() for path in text_folder(folder).iterdir()],
+    "meta missing": lambda folder: (text_folder(folder) / "meta.json").unlink(),
+    "meta garbage": lambda folder: (text_folder(folder) / "meta.json").write_bytes(os.urandom(500)),
+    "meta empty": lambda folder: (text_folder(folder) / "meta.json").write_bytes(b""),
+    "meta of another schema": lambda folder: (text_folder(folder) / "meta.json").write_text(
+        (text_folder(folder) / "meta.json").read_text().replace('"keywords"', '"tags"')
+    ),
+    "segment missing": lambda folder: segment_file(folder, "idx").unlink(),
+    "segment truncated": lambda folder: os.truncate(segment_file(folder, "idx"), 20),
+    "segment emptied": lambda folder: os.truncate(segment_file(folder, "fast"), 0),
+    "postings garbage": lambda folder: overwrite(segment_file(folder, "idx"), 0.2, os.urandom(64)),
+    "terms garbage": lambda folder: overwrite(segment_file(folder, "term"), 0.2, os.urandom(64)),
+    "lengths garbage": lambda folder: overwrite(segment_file(folder, "fieldnorm"), 0.2, os.urandom(64)),
+}
+VECTOR_DAMAGE = {
+    "folder missing": lambda folder: shutil.rmtree(folder / TENANT / "vectors"),
+    "file missing": lambda folder: vector_file(folder).unlink(),
+    "file empty": lambda folder: os.truncate(vector_file(folder), 0),
+    "file truncated": lambda folder: os.truncate(vector_file(folder), 1001),
+    "header garbage": lambda folder: overwrite(vector_file(folder), 0, os.urandom(16)),
+    "vectors garbage": lambda folder: overwrite(vector_file(folder), 0.5, os.urandom(64)),
+    "vectors zeroed": lambda folder: overwrite(vector_file(folder), 0.5, bytes(64)),
+}
+
+
+@pytest.mark.parametrize("damage", TEXT_DAMAGE)
+def test_a_damaged_text_index_is_rebuilt_from_the_record(tmp_path: Path, damage: str):
+    fill(tmp_path)
+    TEXT_DAMAGE[damage](tmp_path)
+    store = EmbeddedStore(tmp_path)
+    try:
+        assert_recovers(store)
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("damage", VECTOR_DAMAGE)
+def test_a_damaged_vector_file_is_rebuilt_from_the_record(tmp_path: Path, damage: str):
+    fill(tmp_path)
+    VECTOR_DAMAGE[damage](tmp_path)
+    store = EmbeddedStore(tmp_path)
+    try:
+        first = ask(store, 42)
+        assert first.degraded == ("vector",)
+        assert first.ids.tolist() == [42]
+        assert_recovers(store)
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("damage", ["file missing", "file truncated"])
+def test_a_vector_file_damaged_while_in_use_is_rebuilt(tmp_path: Path, damage: str):
+    fill(tmp_path)
+    store = EmbeddedStore(tmp_path)
+    try:
+        assert ask(store, 42).degraded == ()
+        VECTOR_DAMAGE[damage](tmp_path)
+        assert ask(store, 42).degraded == ("vector",)
+        assert_recovers(store)
+    finally:
+        store.close()
+
+
+def test_a_text_index_removed_while_in_use_is_rebuilt(tmp_path: Path):
+    fill(tmp_path)
+    store = EmbeddedStore(tmp_path)
+    try:
+        assert ask(store, 42).degraded == ()
+        shutil.rmtree(tmp_path / TENANT / "text")
+        assert ask(store, 42).degraded == ("text",)
+        assert_recovers(store)
+    finally:
+        store.close()
+
+
+def test_an_old_copy_of_the_text_index_is_noticed(tmp_path: Path):
+    fill(tmp_path)
+    folder = text_folder(tmp_path)
+    shutil.copytree(folder, tmp_path / "copy")
+    store = EmbeddedStore(tmp_path)
+    store.delete(TENANT, ChunkSelector(document_ids=("doc0",)))
+    store.put(TENANT, [make(n) for n in range(100)], vectors()[:100], "s")
+    store.close()
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "copy", folder)
+    store = EmbeddedStore(tmp_path)
+    try:
+        assert_recovers(store)
+    finally:
+        store.close()
+
+
+def test_while_the_text_index_is_gone_the_vector_arm_answers(tmp_path: Path):
+    fill(tmp_path)
+    TEXT_DAMAGE["meta garbage"](tmp_path)
+    tenant = Tenant(tmp_path / TENANT, "", None)
+    try:
+        request = SearchRequest(TENANT, ("d1",), terms=(Term("w42"),), vector=vectors()[42], space="s", vector_k=1)
+        hits = tenant.search(request)
+        assert hits.degraded == ("text",)
+        assert hits.ids.tolist() == [42]
+        assert hits.text_scores.tolist() == [0.0]
+    finally:
+        tenant.close()
+
+
+def test_another_analyser_version_analyses_again(tmp_path: Path):
+    fill(tmp_path)
+
+    def analyse(chunk: Chunk) -> ChunkTerms:
+        return ChunkTerms(content=f"all new{int(chunk.id, 16)}")
+
+    store = EmbeddedStore(tmp_path, analyser_version="2", analyse=analyse)
+    try:
+        request = SearchRequest(TENANT, ("d1",), terms=(Term("new42"),))
+        wait_until(lambda: store.search(request).degraded == ())
+        assert store.search(request).ids.tolist() == [42]
+        assert store.get(TENANT, [f"{42:016x}"])[0].terms.content == "all new42"
+        assert store.search(SearchRequest(TENANT, ("d1",), terms=(Term("w42"),))).ids.tolist() == []
+    finally:
+        store.close()
+    store = EmbeddedStore(tmp_path, analyser_version="2", analyse=lambda _: pytest.fail("analysed again without need"))
+    try:
+        assert store.search(request).ids.tolist() == [42]
+    finally:
+        store.close()
+
+
+def test_a_chunk_that_the_index_refuses_does_not_stop_the_others(tmp_path: Path, monkeypatch):
+    whole = leader_module.TextWriter.apply
+
+    def refuse_one(self, rows):
+        if any(row.terms and "poison" in row.terms[1] for row in rows):
+            raise leader_module.Corrupt("refused")
+        whole(self, rows)
+
+    monkeypatch.setattr(leader_module.TextWriter, "apply", refuse_one)
+    store = EmbeddedStore(tmp_path)
+    try:
+        store.put(TENANT, [make(n, "poison" if n == 150 else "") for n in range(COUNT)], vectors(), "s")
+        assert len(store.search(SearchRequest(TENANT, ("d1",), terms=(Term("all"),))).ids) == COUNT - 1
+        assert store.search(SearchRequest(TENANT, ("d1",), vector=vectors()[150], space="s", vector_k=1)).ids.tolist() == [150]
+        shutil.rmtree(tmp_path / TENANT / "text")
+        assert ask(store, 42).degraded == ("text",)
+        wait_until(lambda: ask(store, 42).degraded == ())
+    finally:
+        store.close()
+
+
+# ---------------------------------------------------------------------------------------------------- disks
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 6 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(small_disk: Path):
+    store = EmbeddedStore(small_disk)
+    try:
+        store.put(TENANT, [make(n) for n in range(COUNT)], vectors(), "s")
+        big = "word " * 2000
+        stored = 0
+        with pytest.raises(Unavailable) as caught:
+            for batch in range(1000, 40_000, 100):
+                store.put(TENANT, [make(batch + n, big, "d2") for n in range(100)], vectors(100), "s")
+                stored += 100
+        assert "full" in str(caught.value)
+        assert str(small_disk) not in str(caught.value)
+        count = store.count(TENANT, ChunkSelector(dataset_ids=("d2",)))
+        assert count in (stored, stored + 100)  # all of the last batch or nothing
+        assert ask(store, 42).ids.tolist() == [42]
+    finally:
+        store.close()
+
+
+def test_it_goes_on_when_the_disk_has_room_again(small_disk: Path):
+    ballast = small_disk / "ballast"
+    store = EmbeddedStore(small_disk)
+    try:
+        store.put(TENANT, [make(n) for n in range(COUNT)], vectors(), "s")
+        with pytest.raises(OSError, match="No space"):
+            ballast.write_bytes(bytes(16 << 20))
+        assert store.health()["status"] == "red"
+        with pytest.raises(MillraceError):
+            for batch in range(1000, 40_000, 100):
+                store.put(TENANT, [make(batch + n, "word " * 200, "d2") for n in range(100)], vectors(100), "s")
+        ballast.unlink()
+        store.put(TENANT, [make(n, f"later w{n}", "d2") for n in range(50_000, 50_010)], vectors(10), "s")
+        assert ask(store, 42).ids.tolist() == [42]
+        found = store.search(SearchRequest(TENANT, ("d2",), terms=(Term("later"),)))
+        assert len(found.ids) == 10
+    finally:
+        store.close()
+
+
+def test_a_read_only_disk_is_a_clear_error(small_disk: Path):
+    fill(small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    store = EmbeddedStore(small_disk)
+    try:
+        with pytest.raises(Unavailable, match="read-only"):
+            store.put(TENANT, [make(1)], None, "s")
+        assert store.health()["status"] == "red"
+    finally:
+        store.close()
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+
+
+def test_a_record_that_is_not_a_database_is_unavailable_and_left_alone(tmp_path: Path):
+    (tmp_path / TENANT).mkdir()
+    record = tmp_path / TENANT / "chunks.sqlite3"
+    record.write_bytes(b"not a database " * 1000)
+    store = EmbeddedStore(tmp_path)
+    try:
+        with pytest.raises(Unavailable):
+            store.count(TENANT, ChunkSelector(dataset_ids=("d1",)))
+        assert record.read_bytes() == b"not a database " * 1000
+    finally:
+        store.close()
+
+
+# ---------------------------------------------------------------------------------------------------- upkeep
+@pytest.mark.parametrize("tenant", ["", "..", "../" + "a" * 29, "A" * 32, "a" * 31, "/" + "a" * 31])
+def test_a_tenant_id_that_we_would_not_make_never_becomes_a_path(tmp_path: Path, tenant: str):
+    store = EmbeddedStore(tmp_path / "store")
+    try:
+        with pytest.raises(InvalidArgument):
+            store.get(tenant, ["0" * 16])
+        with pytest.raises(InvalidArgument):
+            store.drop_tenant(tenant)
+        assert list(tmp_path.glob("*/*")) == []
+    finally:
+        store.close()
+
+
+def test_only_so_many_tenants_stay_open(tmp_path: Path):
+    store = EmbeddedStore(tmp_path, max_open=2)
+    try:
+        tenants = [f"{n:032x}" for n in range(6)]
+        for tenant in tenants:
+            store.put(tenant, [make(1, "word")], None, "s")
+        for tenant in tenants * 2:
+            assert store.search(SearchRequest(tenant, ("d1",), terms=(Term("word"),))).ids.tolist() == [1]
+        wait_until(lambda: len(store._open) <= 2)
+    finally:
+        store.close()
+
+
+def test_dead_slots_are_dropped_and_empty_files_removed(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(leader_module, "_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(leader_module, "_COMPACT_DEAD_ABOVE", 10)
+    store = EmbeddedStore(tmp_path)
+    try:
+        store.put(TENANT, [make(n) for n in range(COUNT)], vectors(), "s")
+        store.put(TENANT, [make(1000 + n, "x", "d2") for n in range(5)], vectors(5), "s")
+        size = 64 + 100 * 16 * 2
+        store.delete(TENANT, ChunkSelector(document_ids=("doc0", "doc1")))
+        store.delete(TENANT, ChunkSelector(dataset_ids=("d2",)))
+        folder = tmp_path / TENANT / "vectors"
+        wait_until(lambda: [path.stat().st_size for path in folder.iterdir()] == [size])
+        assert ask(store, 42).ids.tolist() != [42]
+        assert ask(store, 250).ids.tolist() == [250]
+        assert ask(store, 250).vector_scores[0] == pytest.approx(1.0, abs=2e-3)
+        store.put(TENANT, [make(n) for n in range(50)], vectors()[:50], "s")
+        assert ask(store, 42).ids.tolist() == [42]
+    finally:
+        store.close()
+
+
+def test_files_of_killed_writers_are_swept_away(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(leader_module, "_IDLE_SECONDS", 0.0)
+    fill(tmp_path)
+    stray = tmp_path / TENANT / "vectors" / "77-1.f16"
+    stray.write_bytes(b"left over")
+    store = EmbeddedStore(tmp_path)
+    try:
+        store.flush(TENANT)
+        wait_until(lambda: not stray.exists())
+        assert ask(store, 42).degraded == ()
+    finally:
+        store.close()
+
+
+def test_the_change_log_is_pruned_and_others_catch_up(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(leader_module, "_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(leader_module, "_PRUNE_ABOVE", 50)
+    monkeypatch.setattr(leader_module, "_KEPT_CHANGES", 10)
+    other = EmbeddedStore(tmp_path)
+    store = EmbeddedStore(tmp_path)
+    try:
+        other.put(TENANT, [make(1)], vectors()[1:2], "s")
+        assert ask(other, 1).ids.tolist() == [1]
+        store.put(TENANT, [make(n) for n in range(COUNT)], vectors(), "s")
+        with store._tenant(TENANT) as tenant:
+            wait_until(lambda: tenant.record.floor() > 100)
+        assert_recovers(other)
+        assert_recovers(store)
+    finally:
+        store.close()
+        other.close()
+
+
+def test_a_tenant_dropped_by_another_store_is_empty_here_too(tmp_path: Path):
+    fill(tmp_path)
+    store, other = EmbeddedStore(tmp_path), EmbeddedStore(tmp_path)
+    try:
+        assert ask(store, 42).ids.tolist() == [42]
+        other.drop_tenant(TENANT)
+        assert ask(store, 42).ids.tolist() == []
+        store.put(TENANT, [make(7)], vectors()[7:8], "s")
+        assert ask(other, 7).ids.tolist() == [7]
+    finally:
+        store.close()
+        other.close()
+
+
+def test_nothing_works_after_close_and_nothing_hangs(tmp_path: Path):
+    store = EmbeddedStore(tmp_path)
+    store.close()
+    with pytest.raises(Unavailable):
+        store.count(TENANT, ChunkSelector(dataset_ids=("d1",)))
