@@ -1,0 +1,237 @@
+"""Answers a conversation's last message from the retrieved chunks, with checked citations, as a stream of events."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from rag.errors import DeadlineExceeded
+from rag.flow.extract import NO_DATASETS, extractive_answer
+from rag.flow.nodes import Flow, Node, Outcome, Values
+from rag.flow.prompt import Prompt, Window, build_prompt, passage
+from rag.flow.question import condense, keywords, translate
+from rag.nlp.cite import CitationFilter
+from rag.ports import ChatModel
+from rag.types import ChatMessage, ChatOptions, DocumentCount, RankedChunk, Retrieval, Usage
+
+QUESTION_SECONDS = 20.0  # for the model's work on the question; then the question is searched as it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTask:
+    """All that an answer depends on.
+
+    `messages` ends with the user's question; no system message among them. `system` and `variables`: see `build_prompt`.
+    `retrieve` finds the chunks for a question; None for a chat without datasets. `model` None: the extractive answerer.
+    `count_tokens` counts as the model does, or nearly. `empty_response` answers in the model's place when nothing is found;
+    "" lets the model answer. `deadline_seconds` bounds the whole answer.
+    """
+
+    messages: Sequence[ChatMessage]
+    system: str
+    model: ChatModel | None
+    retrieve: Callable[[str], Awaitable[Retrieval]] | None
+    count_tokens: Callable[[str], int]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    options: ChatOptions = field(default_factory=ChatOptions)
+    empty_response: str = ""
+    cite: bool = True
+    refine_multiturn: bool = True
+    keyword: bool = False
+    cross_languages: Sequence[str] = ()
+    deadline_seconds: float = 600.0
+
+    @property
+    def question(self) -> str:
+        """The last message's text."""
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDelta:
+    """More text of the answer; `canned` where it is the chat's `empty_response`."""
+
+    text: str
+    canned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """More of what the model says to itself before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The end of an answer, always the last event.
+
+    `[ID:n]` in `text` is `chunks[n]`; `total` is the retrieval's length, `documents` counts `chunks` by document, descending.
+    `empty`: nothing was found and `empty_response` was given. `usage` is counted by us where the model does not say.
+    `degraded` names the steps that failed and were left out, `timings` maps steps to milliseconds.
+    """
+
+    text: str
+    prompt: str = ""
+    total: int = 0
+    chunks: tuple[RankedChunk, ...] = ()
+    documents: tuple[DocumentCount, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    finish_reason: str = "stop"
+    empty: bool = False
+    degraded: tuple[str, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+ChatEvent = AnswerDelta | ReasoningDelta | Answer
+NOTHING_FOUND = Retrieval(0, (), ())
+
+
+async def async_chat(task: ChatTask) -> AsyncIterator[ChatEvent]:
+    """The answer as it comes: deltas, then one `Answer`.
+
+    Closing it, or cancelling whoever awaits it, closes the model's stream at once. Raises `ProviderError` when the model fails,
+    `TooLarge` when the question does not fit into its window, `DeadlineExceeded`, and what the retrieval raises.
+    """
+    started = time.perf_counter()
+    deadline = asyncio.get_running_loop().time() + task.deadline_seconds
+    found = await _before(deadline, task, _find(task))
+    retrieval: Retrieval | None = found.values.get("retrieve")
+    end = partial(_end, found, retrieval, started)
+    if retrieval is not None and not retrieval.chunks and task.empty_response:
+        yield AnswerDelta(task.empty_response, canned=True)
+        yield end(text=task.empty_response, empty=True)
+        return
+    stream = _generate(task, task.model, retrieval, deadline, end) if task.model is not None else _extract(task, retrieval, end)
+    async with aclosing(stream) as events:
+        async for event in events:
+            yield event
+
+
+async def _find(task: ChatTask) -> Outcome:
+    """Work on the question, then retrieve. Values: `retrieve`, absent for a chat without datasets."""
+    retrieve, model = task.retrieve, task.model
+    if retrieve is None:
+        return Outcome()
+    nodes: list[Node] = []
+
+    def add(name: str, work: Callable[[str], Awaitable[Any]], default: Any, after: tuple[str, ...]) -> None:
+        async def on_question(values: Values) -> Any:
+            return await work(values.get("condense", task.question))
+
+        nodes.append(Node(name, on_question, after, QUESTION_SECONDS, default))
+
+    if model is not None and task.refine_multiturn and len(task.messages) > 1:
+        nodes.append(Node("condense", lambda _: condense(model, task.messages), (), QUESTION_SECONDS, task.question))
+    condensed = tuple(node.name for node in nodes)
+    if model is not None and task.keyword:
+        add("keywords", partial(keywords, model), (), condensed)
+    if model is not None and task.cross_languages:
+        add("translate", partial(translate, model, languages=task.cross_languages), (), condensed)
+
+    async def search(values: Values) -> Retrieval:
+        parts = (values.get("condense", task.question), *values.get("translate", ()), *values.get("keywords", ()))
+        return await retrieve("\n".join(parts))
+
+    return await Flow([*nodes, Node("retrieve", search, tuple(node.name for node in nodes), required=True)]).run()
+
+
+async def _generate(
+    task: ChatTask, model: ChatModel, retrieval: Retrieval | None, deadline: float, end: Callable[..., Answer]
+) -> AsyncIterator[ChatEvent]:
+    prompt = build_prompt(
+        system=task.system,
+        variables=task.variables,
+        messages=task.messages,
+        chunks=None if retrieval is None else retrieval.chunks,
+        cite=task.cite,
+        window=Window(model.context_tokens, task.options.max_tokens, task.count_tokens),
+    )
+    shown = [passage(ranked) for ranked in prompt.chunks] if task.cite else []
+    citations = CitationFilter(shown, add=task.cite)
+    text: list[str] = []
+    reasoning: list[str] = []
+    usage, finish_reason = Usage(), "stop"
+    async with aclosing(model.stream(prompt.messages, task.options)) as deltas:
+        while (delta := await _before(deadline, task, anext(deltas, None))) is not None:
+            if delta.reasoning:
+                reasoning.append(delta.reasoning)
+                yield ReasoningDelta(delta.reasoning)
+            if delta.text and (piece := citations.feed(delta.text)):
+                text.append(piece)
+                yield AnswerDelta(piece)
+            usage, finish_reason = delta.usage or usage, delta.finish_reason or finish_reason
+    if piece := citations.finish():
+        text.append(piece)
+        yield AnswerDelta(piece)
+    answer = "".join(text)
+    yield end(
+        text=answer,
+        prompt=prompt,
+        chunks=prompt.chunks,
+        usage=_counted(usage, task, prompt, answer, "".join(reasoning)),
+        finish_reason=finish_reason,
+    )
+
+
+async def _extract(task: ChatTask, retrieval: Retrieval | None, end: Callable[..., Answer]) -> AsyncIterator[ChatEvent]:
+    chunks = () if retrieval is None else retrieval.chunks
+    pieces = (NO_DATASETS,) if retrieval is None else extractive_answer(task.question, chunks, task.cite)
+    text = ""
+    for piece in pieces:
+        text += piece
+        yield AnswerDelta(piece)
+    used = Usage(task.count_tokens(task.question), task.count_tokens(text))
+    yield end(text=text, chunks=chunks, usage=used)
+
+
+async def _before(deadline: float, task: ChatTask, work: Awaitable[Any]) -> Any:
+    """What `work` returns. Raises `DeadlineExceeded`. Not a block around the stream: its consumer's time is not ours to cut."""
+    limit = asyncio.timeout_at(deadline)
+    try:
+        async with limit:
+            return await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded(f"the answer took longer than {task.deadline_seconds:g} seconds") from None
+
+
+def _end(
+    found: Outcome, retrieval: Retrieval | None, started: float, *, text: str, prompt: Prompt | None = None,
+    chunks: Sequence[RankedChunk] = (), **rest: Any,
+) -> Answer:  # fmt: skip
+    retrieval = retrieval or NOTHING_FOUND
+    return Answer(
+        text=text,
+        prompt="" if prompt is None else prompt.text,
+        total=retrieval.total,
+        chunks=tuple(chunks),
+        documents=count_documents(chunks),
+        degraded=(*found.degraded, *retrieval.degraded),
+        timings={**found.timings, **retrieval.timings, "total": round((time.perf_counter() - started) * 1000, 3)},
+        **rest,
+    )
+
+
+def count_documents(chunks: Sequence[RankedChunk]) -> tuple[DocumentCount, ...]:
+    """How many of the chunks come from each document, most first, else in the chunks' order."""
+    counts: dict[str, DocumentCount] = {}
+    for ranked in chunks:
+        chunk = ranked.chunk
+        before = counts.get(chunk.document_id, DocumentCount(chunk.document_id, chunk.document_name, 0))
+        counts[chunk.document_id] = DocumentCount(before.document_id, before.document_name, before.count + 1)
+    return tuple(sorted(counts.values(), key=lambda count: -count.count))
+
+
+def _counted(usage: Usage, task: ChatTask, prompt: Prompt, answer: str, reasoning: str) -> Usage:
+    """The vendor's figures, ours where it gave none."""
+    thought = task.count_tokens(reasoning) if reasoning else 0
+    return Usage(
+        prompt.tokens if usage.prompt_tokens is None else usage.prompt_tokens,
+        task.count_tokens(answer) + thought if usage.completion_tokens is None else usage.completion_tokens,
+        thought if usage.reasoning_tokens is None else usage.reasoning_tokens,
+    )

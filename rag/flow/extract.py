@@ -1,0 +1,111 @@
+"""Answers without a chat model: quotes the sentences of the retrieved chunks that fit the question best, each with its citation.
+
+A sentence is scored by the share of the question's terms that it holds, each term weighed by how rare it is among the
+sentences looked at, so that words that stand everywhere count for next to nothing, and by its weight in the question.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rag.nlp.cite import sentences
+from rag.nlp.query import question_terms
+from rag.nlp.tokenize import terms
+from rag.types import RankedChunk, Term
+
+NOTICE = "This is an extractive answer, because no chat model is configured."
+FOUND = "The passages that fit the question best:"
+CLOSEST = "No passage uses the question's words; the closest one begins:"
+NOTHING = "Nothing that fits the question was found."
+NO_DATASETS = "No chat model is configured, and this chat has no datasets to quote from."
+
+MAX_SENTENCES = 4
+MAX_CHUNKS = 16
+SENTENCE_CHARACTERS = 600  # a longer one is cut at a blank
+LEAST_COVERAGE = 0.15  # of the question's weight; less is a chance hit on a common word
+LEAST_OF_BEST = 0.5  # a further sentence must reach this share of the best one's score
+SAME_SENTENCE = 0.8  # share of common terms from which two sentences say the same
+SIMILARITY_SHARE = 0.2  # how much the chunk's own rank says beside the words
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A sentence of chunk `chunk` (its place in the list given) and how well it fits, from 0 to 1."""
+
+    text: str
+    chunk: int
+    score: float
+    terms: frozenset[str]
+
+
+def extractive_answer(question: str, chunks: Sequence[RankedChunk], cite: bool = True) -> Iterator[str]:
+    """The answer in pieces that can be sent one by one: a notice, then a sentence a line with its `[ID:n]`."""
+    yield NOTICE
+    if not chunks:
+        yield f" {NOTHING}"
+        return
+    quotes = best_quotes(question, chunks)
+    yield f" {FOUND if quotes else CLOSEST}\n"
+    for quote in quotes or (_opening(chunks[0]),):
+        yield f"\n{quote.text} [ID:{quote.chunk}]" if cite else f"\n{quote.text}"
+
+
+def best_quotes(question: str, chunks: Sequence[RankedChunk], limit: int = MAX_SENTENCES) -> list[Quote]:
+    """At most `limit` sentences that answer the question, best first, none that repeats another; empty when none fits."""
+    asked = question_terms(question)
+    quotes = [quote for number, ranked in enumerate(chunks[:MAX_CHUNKS]) for quote in _sentences(ranked, number)]
+    weights = _weights(asked, quotes)
+    whole = sum(weights.values())
+    if not whole:
+        return []
+    scored = sorted((_scored(quote, weights, whole, chunks[quote.chunk].similarity) for quote in quotes), key=_rank)
+    chosen: list[Quote] = []
+    for quote in scored:
+        if quote.score < max(LEAST_COVERAGE, LEAST_OF_BEST * scored[0].score) or len(chosen) == limit:
+            break
+        if not any(_overlap(quote.terms, other.terms) >= SAME_SENTENCE for other in chosen):
+            chosen.append(quote)
+    return chosen
+
+
+def _sentences(ranked: RankedChunk, number: int) -> Iterator[Quote]:
+    for sentence in sentences(ranked.chunk.content):
+        if text := _shortened(sentence):
+            yield Quote(text, number, 0.0, frozenset(terms(text)))
+
+
+def _weights(asked: Sequence[Term], quotes: Sequence[Quote]) -> dict[str, float]:
+    """The question's terms by how much they tell: one in every sentence nothing, one in no sentence as much as one in one."""
+    count = Counter(term for quote in quotes for term in quote.terms)
+    return {term.text: term.weight * math.log((len(quotes) + 1) / max(1, count[term.text])) for term in asked}
+
+
+def _scored(quote: Quote, weights: dict[str, float], whole: float, similarity: float) -> Quote:
+    coverage = sum(weights.get(term, 0.0) for term in quote.terms) / whole
+    # of two sentences with the same words the shorter one is the answer, and headings are none
+    length = len(quote.terms)
+    fit = min(1.0, length / 4) / (1.0 + max(0, length - 40) / 80)
+    score = coverage * fit * (1.0 + SIMILARITY_SHARE * similarity) / (1.0 + SIMILARITY_SHARE)
+    return Quote(quote.text, quote.chunk, score, quote.terms)
+
+
+def _rank(quote: Quote) -> tuple[float, int]:
+    return -quote.score, quote.chunk
+
+
+def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / max(1, min(len(one), len(other)))
+
+
+def _opening(ranked: RankedChunk) -> Quote:
+    first = next(iter(sentences(ranked.chunk.content)), ranked.chunk.content)
+    return Quote(_shortened(first), 0, 0.0, frozenset())
+
+
+def _shortened(sentence: str) -> str:
+    text = " ".join(sentence.split())
+    if len(text) <= SENTENCE_CHARACTERS:
+        return text
+    cut = text.rfind(" ", SENTENCE_CHARACTERS // 2, SENTENCE_CHARACTERS)
+    return text[: cut if cut > 0 else SENTENCE_CHARACTERS] + "…"

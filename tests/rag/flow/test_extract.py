@@ -1,0 +1,62 @@
+"""rag/flow/extract.py: the sentences that answer, each once, with their citations, and honesty where none does."""
+
+import pytest
+
+from rag.flow.extract import CLOSEST, NOTHING, NOTICE, best_quotes, extractive_answer
+from tests.rag.flow.passages import BRIDGE, IRON, WATER, ranked
+
+CHUNKS = [ranked(WATER, 0), ranked(IRON, 1), ranked(BRIDGE, 2)]
+
+
+@pytest.mark.parametrize(
+    ("question", "sentence", "chunk"),
+    [
+        ("When does water boil at sea level?", "Water boils at 100 °C at sea level.", 0),
+        ("who was the first to smelt iron?", "The Hittites were the first to smelt it.", 1),
+        ("What is the melting temperature of iron, at which it melts?", "Iron melts at 1538 °C.", 1),
+        ("长江大桥什么时候建成？", "长江大桥于1957年建成。", 2),
+        ("桥有多长，多少米？", "桥长1670米。", 2),
+    ],
+)
+def test_the_sentence_that_answers_comes_first(question: str, sentence: str, chunk: int) -> None:
+    best = best_quotes(question, CHUNKS)[0]
+    assert (best.text, best.chunk) == (sentence, chunk)
+
+
+def test_an_answer_says_what_it_is_and_cites_every_sentence() -> None:
+    pieces = list(extractive_answer("When does water boil?", CHUNKS))
+    assert pieces[0] == NOTICE
+    quotes = "".join(pieces).split("\n\n", 1)[1].split("\n")
+    assert quotes
+    assert all(line.endswith(f"[ID:{number}]") for line, number in zip(quotes, [0] * len(quotes), strict=True))
+
+
+def test_a_sentence_is_quoted_once_however_many_chunks_hold_it() -> None:
+    quotes = best_quotes("When does water boil at sea level?", [ranked(WATER, n) for n in range(5)])
+    assert len({quote.text for quote in quotes}) == len(quotes)
+
+
+def test_where_no_word_fits_the_closest_passage_is_called_that() -> None:
+    text = "".join(extractive_answer("gravitational lensing", CHUNKS))
+    assert text.startswith(f"{NOTICE} {CLOSEST}")
+    assert text.endswith("Water boils at 100 °C at sea level. [ID:0]")
+
+
+def test_where_nothing_was_found_it_says_so() -> None:
+    assert "".join(extractive_answer("anything", [])) == f"{NOTICE} {NOTHING}"
+
+
+def test_a_sentence_of_endless_length_is_cut() -> None:
+    quote = best_quotes("needle", [ranked("needle " + "hay " * 5000)])[0]
+    assert len(quote.text) <= 601
+    assert quote.text.endswith("…")
+
+
+def test_common_words_alone_are_no_answer() -> None:
+    chunks = [ranked("The cat is on the mat. The dog is in the house. The bird is in the tree. The fish is in the sea.")]
+    assert best_quotes("what is the purpose of gravitational lensing in the cosmos?", chunks) == []
+
+
+@pytest.mark.parametrize("text", ["", "\n\n  \n", "[ID:0]", "a" * 100_000], ids=["empty", "blank", "mark", "one word"])
+def test_odd_chunks_are_survived(text: str) -> None:
+    assert "".join(extractive_answer("what?", [ranked(text)])).startswith(NOTICE)
