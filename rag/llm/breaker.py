@@ -93,14 +93,15 @@ class Breaker:
     def _learn(self, era: int, probe: bool, error: BaseException | None) -> None:
         if era != self._era:
             return
-        answered = error is None or isinstance(error, ProviderRefused)
+        # A stream is closed (GeneratorExit) by a reader who has got what he wanted.
+        good = error is None or isinstance(error, GeneratorExit)
         failed = isinstance(error, ProviderError) and not isinstance(error, ProviderRefused | NoTurn)
         if probe:
-            if answered:
+            if good or isinstance(error, ProviderRefused):
                 self._close()
             elif failed:
                 self._open(error)
-        elif error is None:
+        elif good:
             self._ended.append((self._clock(), False))
         elif failed:
             self._ended.append((self._clock(), True))

@@ -8,19 +8,21 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import httpx
 import httpx_aiohttp
 import orjson
 
-from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
+from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable, Unavailable
 from rag.llm.endpoint import Endpoint
+
+T = TypeVar("T")
 
 MAX_EVENT_BYTES = 1 << 20
 
@@ -31,6 +33,10 @@ _END_OF_STREAM = b"[DONE]"
 
 class ConnectionLost(ProviderUnreachable):
     """The connection failed before any byte of an answer: the same request may be sent once more."""
+
+
+class RequestRejected(ProviderRefused):
+    """The endpoint knows us and the model, but takes no request of this form (400, 413, 422 ...)."""
 
 
 def open_client() -> httpx.AsyncClient:
@@ -60,7 +66,23 @@ class Transport:
     """Posts JSON and reads JSON or server-sent events, within an endpoint's limits."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
+        """Make it on the loop that the client was opened on."""
         self._client = client
+        self._loop = _running_loop()
+
+    def wait_for(self, call: Coroutine[Any, Any, T]) -> T:
+        """The call's result, for code on a thread of its own: the call runs on the client's loop while the thread waits.
+
+        So blocking callers share connections, limits and breakers with all others. Raises `Unavailable` when the loop does not
+        run, `RuntimeError` on the loop's own thread, which would wait for itself.
+        """
+        if self._loop is None or not self._loop.is_running():
+            call.close()
+            raise Unavailable("the connection to model endpoints is not open")
+        if _running_loop() is self._loop:
+            call.close()
+            raise RuntimeError("a blocking call on the event loop; await the asynchronous one")
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
 
     async def post_json(self, endpoint: Endpoint, body: Mapping[str, Any]) -> Any:
         """The answer's JSON. Raises `ProviderError`; cancelling closes the connection."""
@@ -111,6 +133,13 @@ class Transport:
             return response
         await response.aclose()
         raise _refusal(response, endpoint)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 async def _read(response: httpx.Response, endpoint: Endpoint) -> bytes:
@@ -214,7 +243,7 @@ def _refusal(response: httpx.Response, endpoint: Endpoint) -> ProviderError:
         case status if 300 <= status < 400:
             return ProviderRefused(f"the endpoint of model {endpoint.model} redirects; configure the address it points to")
         case status if 400 <= status < 500:
-            return ProviderRefused(f"the endpoint of model {endpoint.model} rejected the request")
+            return RequestRejected(f"the endpoint of model {endpoint.model} rejected the request")
     return ProviderError(f"the endpoint of model {endpoint.model} failed")
 
 

@@ -7,6 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
+from rag.llm.breaker import Breaker, CircuitOpen
 from rag.llm.resilience import Guard
 from rag.llm.transport import ConnectionLost
 
@@ -57,12 +58,73 @@ async def test_what_reached_nobody_is_tried_once_more(error: ProviderError) -> N
 
 @pytest.mark.parametrize("error", NEVER, ids=repr)
 async def test_everything_else_fails_at_once(error: ProviderError) -> None:
-    guard = Guard("m@P", 1, 10.0)
-    for run in (lambda attempts: guard.call(attempts.call), lambda attempts: streamed(guard, attempts)):
-        attempts = Attempts(error)
+    for run in (lambda guard, attempts: guard.call(attempts.call), streamed):
+        guard, attempts = Guard("m@P", 1, 10.0), Attempts(error)
         with pytest.raises(type(error)):
-            await run(attempts)
+            await run(guard, attempts)
         assert attempts.made == 1
+
+
+REPEATED = [ProviderBusy("busy"), ProviderUnreachable("gone"), ProviderError("failed")]
+
+
+@pytest.mark.parametrize("error", REPEATED, ids=repr)
+async def test_what_may_be_computed_twice_is_tried_again_after_a_failure(error: ProviderError) -> None:
+    guard, attempts = Guard("m@P", 1, 10.0, repeats_failures=True), Attempts(error)
+    assert await guard.call(attempts.call) == "answer"
+    assert attempts.made == 2
+
+
+@pytest.mark.parametrize("error", [error for error in NEVER if repr(error) not in map(repr, REPEATED)], ids=repr)
+async def test_what_a_second_attempt_cannot_help_is_never_repeated(error: ProviderError) -> None:
+    guard, attempts = Guard("m@P", 1, 10.0, repeats_failures=True), Attempts(error)
+    with pytest.raises(type(error)):
+        await guard.call(attempts.call)
+    assert attempts.made == 1
+
+
+async def test_a_call_may_be_given_less_time_than_the_guard_has() -> None:
+    guard, attempts = Guard("m@P", 1, 3600.0, repeats_failures=True), Attempts(ProviderBusy("busy", 5.0))
+    with pytest.raises(ProviderBusy):
+        await guard.call(attempts.call, 1.0)
+    assert attempts.made == 1
+
+
+async def test_an_endpoint_that_keeps_failing_is_not_asked_any_more() -> None:
+    guard = Guard("m@P", 1, 10.0, breaker=Breaker("P", min_calls=3))
+    for _ in range(3):
+        with pytest.raises(ProviderError):
+            await guard.call(Attempts(ProviderError("failed")).call)
+    attempts = Attempts()
+    for run in (lambda: guard.call(attempts.call), lambda: streamed(guard, attempts)):
+        with pytest.raises(CircuitOpen):
+            await run()
+    assert attempts.made == 0
+
+
+async def test_streams_that_are_left_early_count_as_answered() -> None:
+    guard = Guard("m@P", 1, 10.0, breaker=Breaker("P", min_calls=2))
+    for _ in range(9):
+        async with aclosing(guard.stream(Attempts().stream)) as items:
+            await anext(items)
+    with pytest.raises(ProviderError):
+        await guard.call(Attempts(ProviderError("failed")).call)
+    assert guard.breaker.state == "closed"
+
+
+@pytest.mark.parametrize("error", AGAIN, ids=lambda error: type(error).__name__)
+async def test_a_stream_that_has_begun_is_never_tried_again(error: ProviderError) -> None:
+    begun = 0
+
+    async def attempt() -> AsyncIterator[str]:
+        nonlocal begun
+        begun += 1
+        yield "first"
+        raise error
+
+    with pytest.raises(type(error)):
+        _ = [item async for item in Guard("m@P", 1, 10.0).stream(attempt)]
+    assert begun == 1
 
 
 async def test_no_more_calls_than_turns_are_under_way() -> None:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from load.vendor_simulator import Behaviour, VendorSimulator
-from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
+from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable, Unavailable
 from rag.llm.endpoint import Endpoint
-from rag.llm.transport import ConnectionLost, EventParser, Transport
+from rag.llm.transport import ConnectionLost, EventParser, RequestRejected, Transport, open_client
 
 KEY = "sk-secret"
 STREAMED = {"stream": True, "messages": [{"role": "user", "content": "hello"}]}
@@ -45,11 +45,11 @@ PLAIN_FAILURES = [
     (Behaviour("error_body"), ProviderBadReply),
     (Behaviour("bad_gzip"), ProviderBadReply),
     (Behaviour(status=302, headers=(("location", "http://127.0.0.1:1/"),)), ProviderRefused),
-    (Behaviour(status=400), ProviderRefused),
+    (Behaviour(status=400), RequestRejected),
     (Behaviour(status=401), ProviderRefused),
     (Behaviour(status=403), ProviderRefused),
     (Behaviour(status=404), ProviderRefused),
-    (Behaviour(status=422), ProviderRefused),
+    (Behaviour(status=422), RequestRejected),
     (Behaviour(status=429), ProviderBusy),
     (Behaviour(status=503), ProviderBusy),
     (Behaviour(status=504), ProviderUnreachable),
@@ -57,6 +57,7 @@ PLAIN_FAILURES = [
 ]
 STREAM_FAILURES = [
     *PLAIN_FAILURES,
+    (Behaviour("hang_after_headers"), ProviderUnreachable),
     (Behaviour("hang_mid_stream"), ProviderUnreachable),
     (Behaviour("trickle"), ProviderUnreachable),
     (Behaviour("reset_mid_stream"), ProviderUnreachable),
@@ -75,7 +76,7 @@ async def test_a_failing_vendor_becomes_an_error_of_ours(
     vendor.behaviour = behaviour
     with pytest.raises(error) as caught:
         await transport.post_json(endpoint(vendor, timeout_seconds=0.3 if behaviour.failure == "hang" else 20.0), PLAIN)
-    assert caught.type is error
+    assert isinstance(caught.value, ConnectionLost) == (error is ConnectionLost)
     assert_says_nothing_of_the_vendor(caught.value)
 
 
@@ -84,10 +85,10 @@ async def test_a_failing_stream_becomes_an_error_of_ours(
     vendor: VendorSimulator, transport: Transport, behaviour: Behaviour, error: type[ProviderError]
 ) -> None:
     vendor.behaviour = behaviour
-    hangs = behaviour.failure in ("hang", "hang_mid_stream", "trickle")
+    hangs = behaviour.failure.startswith("hang") or behaviour.failure == "trickle"
     with pytest.raises(error) as caught:
         await stream(transport, endpoint(vendor, timeout_seconds=0.3 if hangs else 20.0))
-    assert caught.type is error
+    assert isinstance(caught.value, ConnectionLost) == (error is ConnectionLost)
     assert_says_nothing_of_the_vendor(caught.value)
 
 
@@ -171,3 +172,23 @@ def test_events_are_cut_alike_whatever_the_pieces(size: int) -> None:
     events = [event for start in range(0, len(raw), size) for event in parser.feed(raw[start : start + size])]
     assert events == [b'{"a":\n1}', b"second"]
     assert parser.pending_bytes == len(b"data: not finished")
+
+
+async def test_a_thread_waits_for_a_call_on_the_clients_loop(vendor: VendorSimulator, transport: Transport) -> None:
+    reply = await asyncio.to_thread(lambda: transport.wait_for(transport.post_json(endpoint(vendor), PLAIN)))
+    assert reply["object"] == "chat.completion"
+
+
+async def test_the_loop_does_not_wait_for_itself(vendor: VendorSimulator, transport: Transport) -> None:
+    with pytest.raises(RuntimeError, match="await"):
+        transport.wait_for(transport.post_json(endpoint(vendor), PLAIN))
+
+
+def test_a_transport_without_a_running_loop_says_so() -> None:
+    async def opened() -> tuple[Transport, Endpoint]:
+        async with open_client() as client:
+            return Transport(client), Endpoint("tiny@Acme", "http://127.0.0.1:9/")
+
+    transport, target = asyncio.run(opened())
+    with pytest.raises(Unavailable):
+        transport.wait_for(transport.post_json(target, PLAIN))
