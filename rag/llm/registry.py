@@ -1,20 +1,24 @@
 """The models of this server by the names callers use: `<model>@<provider>`, an id of 32 hex digits, or an alias."""
 
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from rag.errors import NotFound, SettingsError
+from rag.llm.breaker import Breaker
 from rag.llm.chat_model import OpenAIChatModel
 from rag.llm.embedding_model import OpenAIEmbedder
 from rag.llm.endpoint import Endpoint, authorization, openai_url
 from rag.llm.local import LocalEmbedder
 from rag.llm.model_directory import bundled_is_installed, bundled_model_path, read_model_directory
+from rag.llm.rerank_chain import FailoverReranker
+from rag.llm.rerank_local import LocalReranker, read_cross_encoder
+from rag.llm.rerank_model import vendor_class
 from rag.llm.resilience import Guard
 from rag.llm.transport import Transport
-from rag.ports import ChatModel, Embedder
+from rag.ports import ChatModel, Embedder, Reranker
 from rag.settings import ModelSettings
 from rag.threads import Lane
 
@@ -24,6 +28,8 @@ KINDS: tuple[Kind, ...] = ("chat", "embedding", "rerank")
 BUNDLED_EMBEDDING = "all-MiniLM-L6-v2@Local"
 EXTRACTIVE_CHAT = "extractive@Millrace"
 
+# Rerankers asked for one request: the wanted one and those that stand in for it.
+_RERANKERS_ASKED = 3
 _ID_NAMESPACE = uuid.UUID("6f3b1c2e-6c0e-5c62-9f0f-0d5a4d1f7c11")
 
 
@@ -101,12 +107,18 @@ class Registry:
         document_lane: Lane,
         cache_dir: Path,
         query_cache_size: int = 0,
+        rerank_seconds: float = 10.0,
     ) -> None:
-        """`cache_dir` takes graphs built from weights. Raises `SettingsError` for specs or aliases that contradict each other."""
+        """`cache_dir` takes graphs built from weights; reranking takes at most `rerank_seconds` of a request.
+
+        Raises `SettingsError` for specs or aliases that contradict each other.
+        """
         self._transport = transport
         self._lanes = (query_lane, document_lane)
         self._cache_dir = cache_dir
         self._query_cache_size = query_cache_size
+        self._rerank_seconds = rerank_seconds
+        self._breakers: dict[tuple[str, str], Breaker] = {}
         self._specs = _with_built_in(specs)
         _check_specs(self._specs)
         self._by_name = {(spec.kind, name): spec for spec in self._specs for name in (spec.identifier, spec.id)}
@@ -116,6 +128,7 @@ class Registry:
                 raise SettingsError(f"alias {alias}: no model {target} is configured")
         self._embedders = {spec.identifier: self._open_embedder(spec) for spec in self.list("embedding")}
         self._chats = {spec.identifier: self._open_chat(spec) for spec in self.list("chat")}
+        self._rerankers = {spec.identifier: self._open_reranker(spec) for spec in self.list("rerank")}
 
     @property
     def default_embedding(self) -> str:
@@ -150,6 +163,18 @@ class Registry:
         """The chat model that `name` means; None for the built-in extractive answerer. Raises as `resolve`."""
         return self._chats[self.resolve(name or self.default_chat, "chat").identifier]
 
+    def reranker(self, name: str) -> FailoverReranker:
+        """The rerank model that `name` means, with the next configured ones behind it in case it fails. Raises as `resolve`."""
+        wanted = self.resolve(name, "rerank").identifier
+        order = [wanted, *(identifier for identifier in self._rerankers if identifier != wanted)][:_RERANKERS_ASKED]
+        asked = {identifier: self._rerankers[identifier] for identifier in order}
+        return FailoverReranker(asked, self._lanes[0], self._rerank_seconds)
+
+    @property
+    def breakers(self) -> Sequence[Breaker]:
+        """One for each provider and address that models of this server are asked at."""
+        return tuple(self._breakers.values())
+
     async def warm(self) -> None:
         """Load the default embedding model, so that the first call is fast. Raises `SettingsError`, `ProviderError`."""
         await self._embedders[self.default_embedding].warm()
@@ -166,11 +191,12 @@ class Registry:
 
     def _open_embedder(self, spec: ModelSpec) -> LocalEmbedder | OpenAIEmbedder:
         if spec.base_url:
+            endpoint = _endpoint(spec, openai_url, "embeddings")
             return OpenAIEmbedder(
                 spec.name,
-                _endpoint(spec, "embeddings"),
+                endpoint,
                 self._transport,
-                _guard(spec),
+                self._guard(spec, endpoint),
                 tokenizer_path=(spec.path or bundled_model_path()) / "tokenizer.json",
                 dimension=spec.dimension,
                 max_batch=spec.max_batch,
@@ -201,7 +227,21 @@ class Registry:
             return None
         if not spec.base_url:
             raise SettingsError(f"model {spec.identifier}: a chat model needs a base_url")
-        return OpenAIChatModel(spec.name, _endpoint(spec, "chat/completions"), self._transport, _guard(spec), spec.context_tokens)
+        endpoint = _endpoint(spec, openai_url, "chat/completions")
+        return OpenAIChatModel(spec.name, endpoint, self._transport, self._guard(spec, endpoint), spec.context_tokens)
+
+    def _open_reranker(self, spec: ModelSpec) -> Reranker:
+        if spec.path is not None and not spec.base_url:
+            return LocalReranker(spec.identifier, read_cross_encoder(spec.path), spec.context_tokens)
+        vendor = vendor_class(spec.provider)
+        if not (spec.base_url or vendor.default_base_url):
+            raise SettingsError(f"model {spec.identifier}: a rerank model needs a base_url or a path")
+        endpoint = _endpoint(replace(spec, base_url=spec.base_url or vendor.default_base_url), vendor.url, spec.name)
+        return vendor(spec.name, endpoint, self._transport, self._guard(spec, endpoint, repeats_failures=True), spec.context_tokens)
+
+    def _guard(self, spec: ModelSpec, endpoint: Endpoint, *, repeats_failures: bool = False) -> Guard:
+        breaker = self._breakers.setdefault((spec.provider, endpoint.url), Breaker(f"provider {spec.provider}"))
+        return Guard(spec.identifier, spec.concurrency, spec.timeout_seconds, breaker=breaker, repeats_failures=repeats_failures)
 
 
 def split_identifier(identifier: str) -> tuple[str, str]:
@@ -235,19 +275,16 @@ def _check_specs(specs: Sequence[ModelSpec]) -> None:
             raise SettingsError(f"models {' and '.join(defaults)} are both the default for {kind}")
 
 
-def _endpoint(spec: ModelSpec, path: str) -> Endpoint:
+def _endpoint(spec: ModelSpec, url: Callable[[str, str], str], target: str) -> Endpoint:
+    """Where `target`, a path or a model's name, is found at the spec's base by `url`."""
     try:
-        url = openai_url(spec.base_url or "", path)
+        address = url(spec.base_url or "", target)
     except (SettingsError, ValueError) as error:
         raise SettingsError(f"model {spec.identifier}: {error}") from None
     return Endpoint(
         model=spec.identifier,
-        url=url,
+        url=address,
         authorization=authorization(spec.base_url or "", spec.api_key),
         timeout_seconds=spec.timeout_seconds,
         stream_seconds=spec.stream_seconds,
     )
-
-
-def _guard(spec: ModelSpec) -> Guard:
-    return Guard(spec.identifier, spec.concurrency, spec.timeout_seconds)
