@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 FAILURES = (
-    "hang", "hang_mid_stream", "trickle", "reset", "reset_mid_stream", "broken_off", "html", "garbage", "truncated", "short_body",
-    "huge", "error_body", "error_event", "bad_gzip", "not_streamed",
+    "hang", "hang_after_headers", "hang_mid_stream", "trickle", "reset", "reset_mid_stream", "broken_off", "html", "garbage",
+    "truncated", "short_body", "huge", "error_body", "error_event", "bad_gzip", "not_streamed",
 )  # fmt: skip
 HUGE_BYTES = 100 << 20
 
@@ -202,6 +202,9 @@ async def _send_huge(writer: asyncio.StreamWriter) -> None:
 async def _stream(request: Request, behaviour: Behaviour, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
     events = behaviour.events if behaviour.events is not None else _chat_events(request, behaviour)
+    if behaviour.failure == "hang_after_headers":
+        await writer.drain()
+        await asyncio.Event().wait()
     for number, event in enumerate(events):
         if number == 2:
             await _fail_in_stream(behaviour.failure, writer)

@@ -10,7 +10,7 @@ from rag.llm.local import LocalEmbedder
 from rag.llm.model_directory import bundled_model_path, read_model_directory
 from rag.llm.transport import Transport, open_client
 from rag.threads import Lane
-from tests.model_server import CACHE, model_server
+from tests.model_server import model_server
 
 
 @pytest.fixture
@@ -40,8 +40,9 @@ def document_lane() -> Iterator[Lane]:
 
 
 @pytest.fixture(scope="session")
-def graph_cache() -> Path:
-    return CACHE / "graphs"
+def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Empty at first: a graph kept from an earlier run would hide what the builder does now."""
+    return tmp_path_factory.mktemp("graphs")
 
 
 @pytest.fixture(scope="session")
