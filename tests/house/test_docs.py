@@ -1,11 +1,13 @@
 """The documentation that can be checked is right."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from api.settings_page import settings_page
+from rag.errors import MillraceError
 from rag.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -26,3 +28,19 @@ def test_every_setting_says_what_it_is_for(name: str) -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     broken = [target for target in LINK.findall(page.read_text("utf-8")) if not (page.parent / target).exists()]
     assert broken == []
+
+
+def subclasses(error: type[Exception]) -> set[type[Exception]]:
+    return {error}.union(*(subclasses(child) for child in error.__subclasses__()))
+
+
+def test_every_error_of_the_tree_is_explained() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    tree = {error.__name__ for error in subclasses(MillraceError) if error.__module__ == "rag.errors"} - {"MillraceError"}
+    assert {name for name in tree if f"`{name}`" not in page} == set()
+
+
+@pytest.mark.parametrize("name", tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"])
+def test_every_dependency_has_its_reason_written_down(name: str) -> None:
+    reasons = (ROOT / "docs" / "adr" / "0001-dependencies.md").read_text("utf-8")
+    assert f"`{re.split('[>=<]', name)[0]}`" in reasons
