@@ -11,7 +11,7 @@ REPEAT_LIMIT = 5
 FUNCTION_WORD_WEIGHT = 0.3
 
 # Words of English grammar. They are damped, not dropped: `The Who` is still found, and a question of nothing else still works.
-_FUNCTION_WORDS = frozenset(
+FUNCTION_WORDS = frozenset(
     terms(
         "a about all also am an and any are as at be been between both but by can could did do does during each for from had has"
         " have he her him his how i if in into is it its may me my no nor not of on or our s shall she should so some such t than"
@@ -28,7 +28,7 @@ def question_terms(question: str) -> tuple[Term, ...]:
     """
     counts = Counter(terms(question[:QUESTION_CHARACTERS]))
     found = [
-        Term(text, min(count, REPEAT_LIMIT) * (FUNCTION_WORD_WEIGHT if text in _FUNCTION_WORDS else 1.0)) for text, count in counts.items()
+        Term(text, min(count, REPEAT_LIMIT) * (FUNCTION_WORD_WEIGHT if text in FUNCTION_WORDS else 1.0)) for text, count in counts.items()
     ]
     if len(found) > TERM_LIMIT:
         heaviest = sorted(range(len(found)), key=lambda i: -found[i].weight)[:TERM_LIMIT]
