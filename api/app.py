@@ -11,7 +11,7 @@ from quart import Quart, Response, g, request
 from quart.typing import ResponseReturnValue
 
 from api import openapi
-from api.apps import system_app
+from api.apps import chat_app, conversation_app, openai_app, search_app, session_app, system_app
 from api.asgi import Connection, PressingRequest
 from api.auth import KeyRing
 from api.context import request_id
@@ -23,6 +23,12 @@ from rag.errors import DeadlineExceeded
 BLUEPRINTS: tuple[Routes, ...] = (
     system_app.api,
     system_app.root,
+    chat_app.api,
+    session_app.api,
+    conversation_app.api,
+    search_app.api,
+    openai_app.api,
+    openai_app.root,
     openapi.api,
 )
 
