@@ -151,6 +151,8 @@ class EmbeddedStore:
         self._work.set()
         self._indexer.join()
         with self._opening:
+            for tenant in list(self._open.values()):
+                tenant.leader.stop()
             for tenant_id in list(self._open):
                 self._retire_and_wait(tenant_id)
 
@@ -165,6 +167,8 @@ class EmbeddedStore:
             self._leave(tenant)
 
     def _take(self, tenant_id: str) -> Tenant:
+        if self._closed:
+            raise Unavailable("the chunk store is closed")
         tenant = self._take_open(tenant_id)
         if tenant is not None:
             return tenant
@@ -173,8 +177,6 @@ class EmbeddedStore:
             tenant = self._take_open(tenant_id)
             if tenant is not None:
                 return tenant
-            if self._closed:
-                raise Unavailable("the chunk store is closed")
             try:
                 tenant = Tenant(self._folder / tenant_id, self._analyser_version, self._analyse)
             except OSError as exc:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rag.errors import Corrupt, DeadlineExceeded, Unavailable
+from rag.errors import Corrupt, Unavailable
 from rag.store.catalogue import Catalogue
 from rag.store.record import Record, TextRow, reason
 from rag.store.text import FIELDS, FORMAT, TextIndex, TextWriter
@@ -73,6 +73,7 @@ class Leader:
         self.recipe = f"{FORMAT}:{analyser_version}"
         self.progress = Progress(folder / "progress")
         self.failure: str | None = None
+        self.stopped = False
         self.damaged_parts: set[int] = set()
         self.text_damaged = threading.Event()
         self.advanced = threading.Condition()
@@ -93,17 +94,23 @@ class Leader:
         return self.text_damaged.is_set() or bool(self.damaged_parts) or self.progress.indexed < self._record.head()
 
     def wait(self, seq: int, timeout_seconds: float) -> None:
-        """Return when the changes up to `seq` are indexed. Raises `Unavailable` when indexing fails, `DeadlineExceeded`."""
+        """Return when the changes up to `seq` are indexed. Raises `Unavailable` when indexing fails or takes too long."""
         deadline = time.monotonic() + timeout_seconds
         self.progress.want(seq)
         with self.advanced:
             self.failure = None
             while self.progress.indexed < seq or self.text_damaged.is_set():
-                if self.failure is not None:
-                    raise Unavailable(f"stored, but not searchable by text yet: {self.failure}")
+                if self.stopped or self.failure is not None:
+                    raise Unavailable(f"stored, but not searchable by text yet: {self.failure or 'the store is closing'}")
                 if time.monotonic() > deadline:
-                    raise DeadlineExceeded(f"stored, but not searchable by text within {timeout_seconds:g} s")
+                    raise Unavailable(f"stored, but not searchable by text within {timeout_seconds:g} s")
                 self.advanced.wait(0.004)  # another process may be the one that indexes
+
+    def stop(self) -> None:
+        """Nobody drives `step` any more: let those that wait go."""
+        with self.advanced:
+            self.stopped = True
+            self.advanced.notify_all()
 
     def trust(self, index: TextIndex) -> None:
         """Lower the shared number to what the index proves: the file may be older, or newer, than the index. A leader corrects it."""

@@ -92,8 +92,11 @@ class Record:
         self._writing = threading.Lock()
         self._closed = False
         with self.read() as connection:
-            if connection.execute("PRAGMA user_version").fetchone()[0] == FORMAT:
-                return
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > FORMAT:
+            raise Unavailable(f"the chunk record has format {version}, this server reads up to {FORMAT}")
+        if version == FORMAT:
+            return
         with self.write() as connection:
             for statement in _SCHEMA.split(";\n"):
                 connection.execute(statement)
@@ -103,8 +106,8 @@ class Record:
     def close(self) -> None:
         """Close the idle connections; those in use close when they are given back."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        while connection := self._take_idle():
+            connection.close()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -366,7 +369,7 @@ class Record:
         """A connection of the small pool (many connections would each cache the same pages). Turns engine errors into ours."""
         connection = None
         try:
-            connection = self._idle.pop() if self._idle else _connect(self.path)
+            connection = self._take_idle() or _connect(self.path)
             yield connection
         except (sqlite3.Error, OSError) as exc:
             why = reason(exc) if os.access(self.path.parent, os.W_OK) else "its folder is read-only"
@@ -377,6 +380,12 @@ class Record:
                     connection.close()
                 else:
                     self._idle.append(connection)
+
+    def _take_idle(self) -> sqlite3.Connection | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
     def _head(self, connection: sqlite3.Connection) -> int:
         found = connection.execute("SELECT seq FROM changes ORDER BY seq DESC LIMIT 1").fetchone()

@@ -22,7 +22,9 @@ class Selection:
         self.documents: list[int] | None = None
         self._wanted_documents: np.ndarray | None = None
         if request.document_ids is not None:
-            self.documents = [view.documents[id_] for id_ in request.document_ids if id_ in view.documents]
+            # The mapping is shared by all views and may know newer documents than this view's arrays.
+            numbers = (view.documents.get(id_, 0) for id_ in request.document_ids)
+            self.documents = [number for number in numbers if 0 < number <= view.documents_known]
             self._wanted_documents = np.zeros(view.documents_known + 1, bool)
             self._wanted_documents[self.documents] = True
         self.available = request.available
@@ -173,14 +175,14 @@ def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.
 def cosines_of(vector: np.ndarray, space: str, rows: np.ndarray, view: View, matrix: Matrix) -> np.ndarray:
     """Cosines float32 of the rows with the unit vector, NaN for a row without a vector in the space."""
     result = np.full(len(rows), np.nan, np.float32)
+    narrow = vector.astype(np.float16)
     parts = view.rows.part[rows]
     for number in np.unique(parts).tolist():
         slots = view.slots.get(number)
         if slots is None or slots.part.space != space or slots.part.dimension != len(vector) or (vectors := matrix(slots)) is None:
             continue
         members = np.flatnonzero(parts == number)
-        stored = vectors[view.rows.slot[rows[members]]].astype(np.float32)
-        result[members] = np.clip(stored @ vector, -1.0, 1.0)
+        result[members] = np.clip(_dots(narrow, vectors[view.rows.slot[rows[members]]]), -1.0, 1.0)
     return result
 
 

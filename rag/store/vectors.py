@@ -73,6 +73,9 @@ class VectorFiles:
 
     def remove(self, part: Part) -> None:
         """Delete the part's file; readers that have mapped it keep their view."""
+        known = self._maps.get(part.number)
+        if known is not None and known[0] == part.generation:
+            self._maps.pop(part.number, None)
         self.path(part).unlink(missing_ok=True)
 
     def remove_strangers(self, parts: Iterable[Part]) -> None:
@@ -100,10 +103,6 @@ class VectorFiles:
             return known[2][: part.slots]
         with self._mapping:
             return self._map(part, path, status.st_ino, live)
-
-    def forget(self, number: int) -> None:
-        """Drop the mapping of a part, so that it is checked when it is used again."""
-        self._maps.pop(number, None)
 
     def _map(self, part: Part, path: Path, inode: int, live: np.ndarray) -> np.ndarray:
         try:

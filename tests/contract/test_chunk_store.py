@@ -57,7 +57,8 @@ def documents(count: int = 1, **fields) -> ChunkSelector:
 def test_a_chunk_comes_back_as_it_was_put(store):
     chunk = make(
         0xFEDCBA9876543210, "an apple", version=3, position=7, headings=("One", "Two"), keywords=("k",), questions=("q?",), tags=("t",),
-        positions=((1, 2, 3, 4, 5), (2, 0, 1, 2, 3)), kind="table", available=False, created_at=12.5, extra={"image": "x", "n": [1, {"a": None}]},
+        positions=((1, 2, 3, 4, 5), (2, 0, 1, 2, 3)), kind="table", available=False, created_at=12.5,
+        extra={"image": "x", "n": [1, {"a": None}]},
         terms=ChunkTerms("title", "an apple", "k", "q"),
     )  # fmt: skip
     store.put(TENANT, [chunk], None, SPACE)
