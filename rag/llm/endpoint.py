@@ -32,11 +32,12 @@ def openai_url(base_url: str, path: str) -> str:
     """The URL of `path` ("chat/completions", "embeddings") under an OpenAI-compatible base.
 
     The base may be a host, end in a version (`/v1`, `/api/v3`, `/v1beta/openai`), or be the full URL already; a gateway's path
-    prefix and a query stay. User and password are left out: see `basic_authorization`. Raises `SettingsError`.
+    prefix and a query stay. User and password are left out: see `authorization`. Raises `SettingsError`, `ValueError`.
     """
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SettingsError("a base_url must begin with http:// or https:// and name a host")
+    _ = parts.port  # raises ValueError for one that is not a number
     segments = [segment for segment in parts.path.split("/") if segment]
     wanted = path.split("/")
     if segments[-len(wanted) :] != wanted:
@@ -47,8 +48,11 @@ def openai_url(base_url: str, path: str) -> str:
 
 
 def authorization(base_url: str, api_key: str | None) -> str:
-    """The Authorization header's value: the key, else the user and password of the URL, else ""."""
+    """The Authorization header's value: the key, else the user and password of the URL, else "". Raises `SettingsError`."""
     if api_key:
+        # Checked here, since a library that cannot send a header shows it in its error.
+        if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
+            raise SettingsError("its API key holds a blank, a line end or another character that no key can have")
         return f"Bearer {api_key}"
     parts = urlsplit(base_url)
     if parts.username is None:

@@ -279,12 +279,15 @@ def _endpoint(spec: ModelSpec, url: Callable[[str, str], str], target: str) -> E
     """Where `target`, a path or a model's name, is found at the spec's base by `url`."""
     try:
         address = url(spec.base_url or "", target)
-    except (SettingsError, ValueError) as error:
+        credentials = authorization(spec.base_url or "", spec.api_key)
+    except SettingsError as error:
         raise SettingsError(f"model {spec.identifier}: {error}") from None
+    except ValueError:
+        raise SettingsError(f"model {spec.identifier}: its base_url is no valid address") from None
     return Endpoint(
         model=spec.identifier,
         url=address,
-        authorization=authorization(spec.base_url or "", spec.api_key),
+        authorization=credentials,
         timeout_seconds=spec.timeout_seconds,
         stream_seconds=spec.stream_seconds,
     )

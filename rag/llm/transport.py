@@ -5,6 +5,7 @@ module, neither in a message nor as the cause of an error.
 """
 
 import asyncio
+import json
 import logging
 import ssl
 import time
@@ -126,7 +127,7 @@ class Transport:
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if endpoint.authorization:
             headers["authorization"] = endpoint.authorization
-        request = self._client.build_request("POST", endpoint.url, content=orjson.dumps(body), headers=headers)
+        request = self._client.build_request("POST", endpoint.url, content=_dump(body), headers=headers)
         with _own_errors(endpoint, lost=ConnectionLost):
             response = await self._client.send(request, stream=True)
         if response.is_success:
@@ -140,6 +141,14 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def _dump(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        # A lone surrogate in a text, which no JSON can hold, becomes a question mark.
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
 
 
 async def _read(response: httpx.Response, endpoint: Endpoint) -> bytes:

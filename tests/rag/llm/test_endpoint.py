@@ -45,5 +45,12 @@ def test_the_key_goes_before_the_urls_user() -> None:
     assert authorization("http://u:p@h", "sk-1") == "Bearer sk-1"
 
 
+@pytest.mark.parametrize("key", ["sk-1\n", "sk 1", "schlüssel", "\x00"])
+def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(key: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        authorization("http://h", key)
+    assert key not in str(caught.value)
+
+
 def test_an_endpoints_repr_holds_no_key() -> None:
     assert "sk-1" not in repr(Endpoint("m@P", "http://h/v1", "Bearer sk-1"))

@@ -88,6 +88,8 @@ CONTRADICTIONS = {
     "alias to nothing": ((CHAT,), {"a": "gpt@Nobody"}, "alias a"),
     "no address": ((replace(CHAT, base_url=None),), {}, "base_url"),
     "no http": ((replace(CHAT, base_url="h:1"),), {}, "http://"),
+    "no valid address": ((replace(CHAT, base_url="http://u:sk-secret@h:port"),), {}, "valid address"),
+    "a key that cannot be sent": ((replace(CHAT, api_key="sk-secret\n"),), {}, "API key"),
     "neither address nor path": ((replace(EMBEDDING, base_url=None),), {}, "base_url or a path"),
     "path that is not there": ((replace(EMBEDDING, base_url=None, path=Path("/nonexistent")),), {}, "tokenizer.json"),
     "language": ((replace(EMBEDDING, languages=("xx",)),), {}, "'xx'"),

@@ -153,6 +153,11 @@ async def test_the_key_is_sent_and_cookies_are_not_kept(vendor: VendorSimulator,
     assert KEY not in repr(endpoint(vendor))
 
 
+async def test_a_text_that_is_no_utf8_is_sent_as_far_as_it_can_be(vendor: VendorSimulator, transport: Transport) -> None:
+    await transport.post_json(endpoint(vendor), {"messages": [{"role": "user", "content": "half a pair: \ud83d, é"}]})
+    assert vendor.requests[0].body["messages"][0]["content"] == "half a pair: ?, é"
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"), [("3", 3.0), ("0", 0.0), ("soon", None), ("-1", None), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), (None, None)]
 )
