@@ -11,18 +11,40 @@ from quart import Quart, Response, g, request
 from quart.typing import ResponseReturnValue
 
 from api import openapi
-from api.apps import chat_app, conversation_app, openai_app, search_app, session_app, system_app
+from api.apps import (
+    chat_app,
+    chunk_app,
+    conversation_app,
+    dataset_app,
+    dify_app,
+    document_app,
+    metadata_app,
+    openai_app,
+    parse_app,
+    retrieval_app,
+    search_app,
+    session_app,
+    system_app,
+)
 from api.asgi import Connection, PressingRequest
 from api.auth import KeyRing
 from api.context import request_id
 from api.errors import error_response
 from api.parts import Parts
 from api.routes import Routes, RouteSpec
+from api.upload import Uploader
 from rag.errors import DeadlineExceeded
 
 BLUEPRINTS: tuple[Routes, ...] = (
     system_app.api,
     system_app.root,
+    dataset_app.api,
+    document_app.api,
+    parse_app.api,
+    chunk_app.api,
+    retrieval_app.api,
+    metadata_app.api,
+    dify_app.api,
     chat_app.api,
     session_app.api,
     conversation_app.api,
@@ -57,6 +79,7 @@ class Application(Quart):
         self.specs: dict[str, RouteSpec] = {}
         self.extensions["parts"] = parts
         self.extensions["keys"] = self.keys
+        self.extensions["uploader"] = Uploader(parts.blobs, parts.lanes.blob, parts.settings.max_upload_bytes)
         self._seconds = parts.settings.request_timeout_seconds
         for blueprint in blueprints:
             self.register_blueprint(blueprint)

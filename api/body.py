@@ -51,30 +51,29 @@ async def tolerant() -> dict[str, Any]:
     return value
 
 
-async def strict(model: type[M]) -> M:
-    """The JSON body, validated. Raises `ApiError` (101) in the contract's order: media type, syntax, object, fields."""
+async def strict(model: type[M], context: Mapping[str, Any] | None = None) -> M:
+    """The JSON body, validated. Raises `ApiError` (101) in the contract's order: media type, syntax, object, fields.
+
+    `context` is what the model's validators want to know.
+    """
     if request.mimetype != "application/json":
         raise ApiError(101, f"Unsupported content type: Expected application/json, got {request.content_type or None}", 415)
     raw = await read_bytes(parts().settings.max_body_bytes)
     value = _json(raw)
     if value and not isinstance(value, dict):
         raise ApiError(101, f"Invalid request payload: expected object, got {type(value).__name__}")
-    return validated(model, value or {})
+    return validated(model, value or {}, context=context)
 
 
-def strict_query(model: type[M], repeated: tuple[str, ...] = ()) -> M:
-    """The query string, validated; those `repeated` are lists. Raises `ApiError` (101)."""
-    values: dict[str, Any] = request.args.to_dict()
-    for name in repeated:
-        if name in values:
-            values[name] = request.args.getlist(name)
-    return validated(model, values)
+def strict_query(model: type[M], beside: Mapping[str, Any], drop: tuple[str, ...] = ()) -> M:
+    """The query string but for the parameters to `drop`, with those read `beside`, validated. Raises `ApiError` (101)."""
+    return validated(model, {name: value for name, value in request.args.items() if name not in drop} | dict(beside))
 
 
-def validated(model: type[M], value: Mapping[str, Any], code: int = 101) -> M:
+def validated(model: type[M], value: Any, code: int = 101, context: Mapping[str, Any] | None = None) -> M:
     """`model` made from `value`. Raises `ApiError` with a `Field: …` line for each error."""
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, context=context)
     except ValidationError as error:
         raise ApiError(code, "\n".join(field_line(item) for item in error.errors(include_url=False))) from None
 

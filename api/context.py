@@ -6,6 +6,7 @@ from quart import current_app, g
 
 from api.auth import KeyRing
 from api.parts import Parts
+from api.upload import Uploader
 
 
 def parts() -> Parts:
@@ -16,6 +17,11 @@ def parts() -> Parts:
 def keys() -> KeyRing:
     """The API keys this server knows; tell it to `forget` one that was deleted."""
     return cast(KeyRing, current_app.extensions["keys"])
+
+
+def uploader() -> Uploader:
+    """What streams uploads into the blob store."""
+    return cast(Uploader, current_app.extensions["uploader"])
 
 
 def tenant_id() -> str:

@@ -38,3 +38,13 @@ def success(data: Any = None, message: str = "success") -> Response:
 def http_date(milliseconds: int | None) -> str | None:
     """`"Mon, 28 Apr 2025 18:40:41 GMT"` for milliseconds since the epoch; None stays None."""
     return None if milliseconds is None else formatdate(milliseconds / 1000, usegmt=True)
+
+
+def times(create_time: int, update_time: int) -> dict[str, Any]:
+    """The four time fields of a row."""
+    return {
+        "create_time": create_time,
+        "create_date": http_date(create_time),
+        "update_time": update_time,
+        "update_date": http_date(update_time),
+    }

@@ -109,7 +109,7 @@ class Dataset(Row):
 
 
 class Document(Row):
-    """An uploaded file and what became of it.
+    """An uploaded file and what became of it. `folder` is where the caller says it belongs ("" or "a/b").
 
     `run` is UNSTART, RUNNING, CANCEL, DONE or FAIL; `version` counts its parse runs; `enabled` false keeps its chunks out of
     searches. `location` is the blob's key.
@@ -121,6 +121,7 @@ class Document(Row):
     name = CharField(max_length=255)
     name_key = CharField(max_length=512)
     location = CharField(max_length=255)
+    folder = CharField(max_length=1024, default="")
     size = BigIntegerField(default=0)
     type = CharField(max_length=16)
     suffix = CharField(max_length=32, default="")
@@ -153,7 +154,8 @@ class Document(Row):
 class Task(Row):
     """Background work. At most one of a kind per document; a parse run that is superseded has a version below its document's.
 
-    Leased by `owner` until `lease_until`; due when `due_at` has passed and no lease holds.
+    Leased by `owner` until `lease_until`; due when `due_at` has passed and no lease holds. `attempt` counts the leases,
+    `failures` the attempts that ended with a failure to be tried again.
     """
 
     kind = CharField(max_length=16)
@@ -163,6 +165,7 @@ class Task(Row):
     blob_key = CharField(max_length=255, default="")
     version = IntegerField(default=1)
     attempt = IntegerField(default=0)
+    failures = IntegerField(default=0)
     owner = CharField(max_length=64, null=True)
     lease_until = BigIntegerField(default=0)
     due_at = BigIntegerField(default=now_ms)
@@ -170,7 +173,7 @@ class Task(Row):
     class Meta:
         indexes = (
             (("kind", "document_id"), True),
-            (("due_at", "lease_until"), False),
+            (("tenant_id", "due_at"), False),
         )
 
 

@@ -230,7 +230,10 @@ class ParsedDocument:
 
 @dataclass(frozen=True, slots=True)
 class IngestTask:
-    """A leased piece of background work. `version` numbers the document's parse run, from 1."""
+    """A leased piece of background work. `version` numbers the document's parse run, from 1.
+
+    `available` false means that the document is switched off: its chunks are to be stored so.
+    """
 
     id: str
     kind: Literal["parse", "purge"]
@@ -245,3 +248,4 @@ class IngestTask:
     embedding_model: str = ""
     version: int = 1
     attempt: int = 1
+    available: bool = True

@@ -1,0 +1,43 @@
+"""The ingestion worker's view of the database: `rag.ports.IngestRecords` over the session and the task service."""
+
+from db.services import task_service
+from db.session import Session
+from rag.types import IngestTask
+
+
+class DatabaseRecords:
+    """Tasks and documents in the database. Tenants take turns: a claim begins with the tenant after the one served last."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._last_tenant = ""
+
+    async def claim(self, worker: str, lease_seconds: float) -> IngestTask | None:
+        """As `rag.ports.IngestRecords.claim`. Polling an idle queue only reads."""
+        if not await self._session.read(task_service.any_due):
+            return None
+        task = await self._session.write(task_service.claim, worker, lease_seconds, self._last_tenant)
+        if task is not None:
+            self._last_tenant = task.tenant_id
+        return task
+
+    async def renew(self, task: IngestTask, worker: str, lease_seconds: float) -> bool:
+        """As `rag.ports.IngestRecords.renew`."""
+        return await self._session.write(task_service.renew, task, worker, lease_seconds)
+
+    async def report(self, task: IngestTask, worker: str, progress: float, message: str) -> bool:
+        """As `rag.ports.IngestRecords.report`."""
+        return await self._session.write(task_service.report, task, worker, progress, message)
+
+    async def finish(self, task: IngestTask, worker: str, *, chunk_count: int, token_count: int, message: str) -> bool:
+        """As `rag.ports.IngestRecords.finish`."""
+        finish = task_service.finish
+        return await self._session.write(finish, task, worker, chunk_count=chunk_count, token_count=token_count, message=message)
+
+    async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
+        """As `rag.ports.IngestRecords.fail`."""
+        return await self._session.write(task_service.fail, task, worker, message, retry=retry)
+
+    async def give_back(self, task: IngestTask, worker: str) -> bool:
+        """As `rag.ports.IngestRecords.give_back`."""
+        return await self._session.write(task_service.give_back, task, worker)
