@@ -47,7 +47,7 @@ class Lease:
                 result = await work()
                 renewing.cancel()
         except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from failures
+            raise failures.exceptions[0] from None
         return result
 
     async def tell(self, progress: float, line: str) -> None:

@@ -51,7 +51,7 @@ class Outcome:
 
 def chunk_id(document_id: str, version: int, position: int) -> str:
     """The id of a parsed chunk: the same whenever the same parse run is done again."""
-    return xxhash.xxh64_hexdigest(f"{document_id}:{version}:{position}")
+    return xxhash.xxh64_hexdigest(f"{document_id}:{version}:{position}".encode())
 
 
 class Pipeline:
@@ -85,7 +85,7 @@ class Pipeline:
                     group.create_task(self._embed(run))
                     group.create_task(self._keep(run, tell))
             except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from failures
+                raise failures.exceptions[0] from None
         if not run.stored:
             raise ParseFailed("the file has no text")
         await tell(STORED_SHARE, "")

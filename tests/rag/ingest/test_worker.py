@@ -1,0 +1,248 @@
+"""Worker and pipeline over a real sandbox, a real blob store and the in-memory chunk store: no task is lost, nothing is half-visible."""
+
+import asyncio
+from dataclasses import replace
+from io import BytesIO
+
+import pytest
+
+from rag.errors import NotFound, Overloaded, ProviderRefused, ProviderUnreachable, Unavailable
+from rag.ingest import pipeline as pipeline_module
+from rag.ingest.lease import Lease, LeaseLost
+from rag.ingest.pipeline import Pipeline, chunk_id
+from rag.ingest.sandbox import Sandbox
+from rag.ingest.worker import Worker
+from rag.store.blobs import LocalBlobStore
+from rag.store.memory import MemoryStore
+from rag.threads import Lane
+from rag.types import ChunkSelector, IngestTask
+from tests.rag.ingest.sample_files import FACT
+from tests.rag.ingest.stubs import Records, StubEmbedder
+
+TENANT, DATASET = "1" * 32, "2" * 32
+LONG = "\n\n".join(f"Paragraph {number} tells that {FACT}" for number in range(400))
+
+
+class Parts:
+    """A worker with everything it needs."""
+
+    def __init__(self, folder, tokenizer):
+        self.records = Records()
+        self.store = MemoryStore()
+        self.blobs = LocalBlobStore(folder)
+        self.embedder = StubEmbedder(tokenizer)
+        self.lanes = Lane("search", 2, 100), Lane("blob", 2, 100)
+        self.sandbox = Sandbox(processes=3)
+        self.pipeline = Pipeline(self.store, self.blobs, self.sandbox, search_lane=self.lanes[0], blob_lane=self.lanes[1])
+        self.outcomes = []
+
+    def worker(self, **changes):
+        options = {"name": "w1", "poll_seconds": 0.01, "on_outcome": lambda *outcome: self.outcomes.append(outcome), **changes}
+        return Worker(self.records, self.pipeline, self.embedder_of, **options)
+
+    def embedder_of(self, name):
+        if name == "missing":
+            raise NotFound("embedding model missing is not configured")
+        return self.embedder
+
+    def task(self, document, text=FACT, **changes):
+        if text is not None:
+            self.blobs.put(f"blobs/{document}", BytesIO(text.encode()))
+        task = IngestTask(
+            f"{document}-task", "parse", TENANT, DATASET, document, document_name=f"{document}.txt", blob_key=f"blobs/{document}",
+            parser_config={"chunk_token_num": 64},
+        )  # fmt: skip
+        return replace(task, **changes)
+
+    def chunks(self, document):
+        return self.store.list(TENANT, document, limit=10_000)[1]
+
+
+@pytest.fixture
+async def parts(tmp_path, tokenizer):
+    parts = Parts(tmp_path, tokenizer)
+    yield parts
+    await parts.sandbox.close()
+    for lane in parts.lanes:
+        lane.close()
+
+
+async def run(parts, tasks, ended=None, **changes):
+    """Let a worker work until so many tasks have ended."""
+    parts.records.tasks += tasks
+    working = asyncio.create_task(parts.worker(**changes).run())
+    try:
+        return await parts.records.ended(len(tasks) if ended is None else ended)
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the store has no event for it
+            await asyncio.sleep(0.01)
+
+
+async def test_a_document_becomes_chunks_in_order_with_vectors(parts):
+    events = await run(parts, [parts.task("a", LONG, version=3, document_name="mills.txt")])
+    chunks = parts.chunks("a")
+    assert events[0][:3] == ("done", "a", len(chunks))
+    assert "Task done" in events[0][3]
+    assert [chunk.position for chunk in chunks] == list(range(len(chunks)))
+    assert chunks[0].id == chunk_id("a", 3, 0)
+    assert "\n\n".join(chunk.content for chunk in chunks) == LONG
+    assert all(LONG[slice(*chunk.extra["span"])] == chunk.content for chunk in chunks)
+    assert all("wheel" in chunk.terms.content and chunk.version == 3 for chunk in chunks)
+    assert parts.store.vectors(TENANT, [chunk.id for chunk in chunks], "stub/8").shape == (len(chunks), 8)
+    assert sum(map(len, parts.embedder.batches)) == len(chunks)
+    assert parts.embedder.batches[0][0].startswith("mills\nParagraph 0")
+    assert parts.outcomes == [("done", len(chunks))]
+
+
+async def test_a_new_version_replaces_the_old_and_a_repeated_run_changes_nothing(parts):
+    await run(parts, [parts.task("a", LONG, version=1)])
+    before = len(parts.chunks("a"))
+    await run(parts, [parts.task("a", None, version=1, attempt=2)], ended=2)
+    assert len(parts.chunks("a")) == before
+    await run(parts, [parts.task("a", FACT, version=2)], ended=3)
+    assert [(chunk.version, chunk.content) for chunk in parts.chunks("a")] == [(2, FACT)]
+
+
+async def test_a_document_that_is_switched_off_stays_so(parts):
+    await run(parts, [parts.task("a", available=False)])
+    assert [chunk.available for chunk in parts.chunks("a")] == [False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": ""}, "the file is empty"),
+        ({"text": None}, "gone"),
+        ({"embedding_model": "missing"}, "not configured"),
+        ({"chunk_method": "picture"}, "upload"),
+    ],
+)
+async def test_what_will_fail_again_fails_once_with_its_reason(parts, changes, message):
+    events = await run(parts, [parts.task("bad", **changes), parts.task("good")])
+    by_document = {event[1]: event for event in events}
+    assert by_document["good"][0] == "done"
+    assert by_document["bad"][0] == "failed"
+    assert message in by_document["bad"][3]
+    assert parts.chunks("bad") == []
+
+
+async def test_an_endpoint_that_is_down_is_tried_later_and_leaves_nothing(parts):
+    parts.embedder.errors = [ProviderUnreachable("embedding model e does not answer")]
+    events = await run(parts, [parts.task("a")])
+    assert events[0][0] == "retry"
+    assert "tried again" in events[0][3]
+    assert parts.chunks("a") == []
+
+
+async def test_an_endpoint_that_refuses_is_not_tried_again(parts):
+    parts.embedder.errors = [ProviderRefused("embedding model e refuses")]
+    assert (await run(parts, [parts.task("a")]))[0][0] == "failed"
+
+
+async def test_a_busy_part_is_waited_for(parts, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "WAITS_SECONDS", (0.0, 0.0))
+    parts.embedder.errors = [Overloaded("full"), Unavailable("not now")]
+    assert (await run(parts, [parts.task("a")]))[0][0] == "done"
+
+
+async def test_an_error_nobody_foresaw_fails_the_task_in_our_words(parts):
+    parts.embedder.errors = [ZeroDivisionError("secret")]
+    event = (await run(parts, [parts.task("a")]))[0]
+    assert event[0] == "failed"
+    assert "internal error" in event[3]
+    assert "secret" not in event[3]
+
+
+async def test_a_stopped_task_is_dropped_and_its_chunks_removed(parts):
+    parts.embedder.free_calls = 1
+    parts.embedder.may_go_on.clear()
+    parts.records.tasks.append(parts.task("a", LONG * 2))
+    working = asyncio.create_task(parts.worker(lease_seconds=0.6).run())
+    await until(lambda: parts.chunks("a"))
+    parts.records.stop("a")
+    await until(lambda: parts.outcomes and not parts.chunks("a"))
+    working.cancel()
+    await asyncio.wait([working])
+    assert parts.outcomes == [("lost", 0)]
+    assert parts.records.events == []
+
+
+async def test_cancelling_gives_the_task_back_and_kills_its_parser(parts):
+    parts.embedder.may_go_on.clear()
+    parts.records.tasks.append(parts.task("a", LONG * 50))
+    worker = parts.worker()
+    working = asyncio.create_task(worker.run())
+    await parts.embedder.asked.wait()
+    assert worker.alive
+    working.cancel()
+    await asyncio.wait([working])
+    assert not worker.alive
+    assert [event[:2] for event in parts.records.events] == [("given back", "a")]
+    assert parts.sandbox.process_ids == ()
+
+
+async def test_a_small_document_does_not_wait_for_a_large_one_to_be_parsed(parts):
+    await run(parts, [parts.task("large", LONG * 20), parts.task("small")])
+    assert [event[1] for event in parts.records.events] == ["small", "large"]
+
+
+async def test_a_purge_removes_chunks_and_file(parts):
+    await run(parts, [parts.task("a")])
+    await run(parts, [replace(parts.task("a", None), kind="purge")], ended=2)
+    assert parts.store.count(TENANT, ChunkSelector(document_ids=("a",))) == 0
+    with pytest.raises(NotFound):
+        parts.blobs.open("blobs/a")
+
+
+async def test_a_database_that_is_away_is_asked_again(parts):
+    parts.records.claim_errors = [Unavailable("the database is away"), RuntimeError("odd")][:1]
+    assert (await run(parts, [parts.task("a")]))[0][0] == "done"
+
+
+async def test_waking_starts_a_task_at_once(parts):
+    worker = parts.worker(poll_seconds=60.0)
+    working = asyncio.create_task(worker.run())
+    await asyncio.sleep(0)
+    parts.records.tasks.append(parts.task("a"))
+    async with asyncio.timeout(20):
+        while not parts.records.events:
+            worker.wake()
+            await asyncio.sleep(0.01)
+    working.cancel()
+    await asyncio.wait([working])
+
+
+async def test_progress_reads_like_a_sentence(parts):
+    await run(parts, [parts.task("a", LONG)])
+    assert parts.records.lines
+    assert all(line.startswith(("parsing ", "found ", "embedded ")) for line in parts.records.lines)
+
+
+async def test_a_lease_that_may_be_taken_over_is_not_certain():
+    now = [100.0]
+    lease = Lease(Records(), IngestTask("t", "parse", TENANT, DATASET, "a"), "w1", 10.0, lambda: now[0])
+    assert lease.certain
+    now[0] += 9.0
+    assert not lease.certain
+
+
+async def test_a_lost_lease_cancels_the_work():
+    lease = Lease(Records(), IngestTask("t", "parse", TENANT, DATASET, "a"), "w1", 0.03)
+    cancelled = []
+
+    async def work():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    with pytest.raises(LeaseLost):
+        await lease.hold(work)
+    assert cancelled == [True]
