@@ -15,6 +15,7 @@ from rag.errors import InvalidArgument, Unavailable
 from rag.store import leader as leader_module
 from rag.store.embedded import EmbeddedStore
 from rag.store.tenant import Tenant
+from rag.store.text import TextIndex
 from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest, Term
 
 TENANT = "a" * 32
@@ -68,7 +69,7 @@ def assert_recovers(store: EmbeddedStore) -> None:
 
 
 def text_folder(folder: Path) -> Path:
-    return next((folder / TENANT / "text").iterdir())
+    return max((folder / TENANT / "text").iterdir(), key=lambda path: path.stat().st_ctime_ns)
 
 
 def vector_file(folder: Path) -> Path:
@@ -181,18 +182,71 @@ def test_an_old_copy_of_the_text_index_is_noticed(tmp_path: Path):
         store.close()
 
 
-def test_while_the_text_index_is_gone_the_vector_arm_answers(tmp_path: Path):
-    fill(tmp_path)
-    TEXT_DAMAGE["meta garbage"](tmp_path)
-    tenant = Tenant(tmp_path / TENANT, "", None)
-    try:
-        request = SearchRequest(TENANT, ("d1",), terms=(Term("w42"),), vector=vectors()[42], space="s", vector_k=1)
-        hits = tenant.search(request)
-        assert hits.degraded == ("text",)
-        assert hits.ids.tolist() == [42]
-        assert hits.text_scores.tolist() == [0.0]
-    finally:
+@pytest.fixture
+def opened(tmp_path: Path):
+    """Opens a tenant without anything that repairs or indexes in the background."""
+    tenants: list[Tenant] = []
+
+    def open_tenant() -> Tenant:
+        tenants.append(Tenant(tmp_path / TENANT, "", None))
+        return tenants[-1]
+
+    yield open_tenant
+    for tenant in tenants:
         tenant.close()
+
+
+@pytest.mark.parametrize("damage", TEXT_DAMAGE)
+def test_a_damaged_text_index_is_never_asked_and_the_vector_arm_answers(tmp_path: Path, opened, damage: str):
+    fill(tmp_path)
+    TEXT_DAMAGE[damage](tmp_path)
+    request = SearchRequest(TENANT, ("d1",), terms=(Term("w42"),), vector=vectors()[42], space="s", vector_k=1)
+    hits = opened().search(request)
+    assert hits.degraded == ("text",)
+    assert hits.ids.tolist() == [42]
+    assert hits.text_scores.tolist() == [0.0]
+
+
+def test_a_chunk_switched_off_is_not_found_before_the_text_index_knows(tmp_path: Path, opened):
+    fill(tmp_path)
+    tenant = opened()
+    tenant.record.set_available(ChunkSelector(chunk_ids=(f"{42:016x}",)), False)
+    assert tenant.search(SearchRequest(TENANT, ("d1",), terms=(Term("w42"),))).ids.tolist() == []
+    assert tenant.search(SearchRequest(TENANT, ("d1",), terms=(Term("w42"),), available=None)).ids.tolist() == [42]
+
+
+def test_the_text_index_holds_each_chunk_once(tmp_path: Path, opened):
+    fill(tmp_path)
+    store = EmbeddedStore(tmp_path)
+    store.put(TENANT, [make(n) for n in range(COUNT)], None, "s")
+    store.set_available(TENANT, ChunkSelector(document_ids=("doc1",)), False)
+    store.delete(TENANT, ChunkSelector(document_ids=("doc2",)))
+    store.flush(TENANT)
+    store.close()
+    tenant = opened()
+    assert tenant.record.indexable() == 200
+    assert TextIndex(text_folder(tmp_path)).searcher().count == 200
+
+
+def test_an_old_copy_of_the_text_index_is_noticed_when_the_log_was_pruned(tmp_path: Path, opened):
+    fill(tmp_path)
+    folder = text_folder(tmp_path)
+    shutil.copytree(folder, tmp_path / "copy")
+    store = EmbeddedStore(tmp_path)
+    store.delete(TENANT, ChunkSelector(document_ids=("doc0",)))
+    store.put(TENANT, [make(n) for n in range(100)], vectors()[:100], "s")
+    store.close()
+    tenant = opened()
+    tenant.record.prune(tenant.record.head(), keep=1)
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "copy", folder)
+    store = EmbeddedStore(tmp_path)
+    try:
+        ask(store, 42)
+        wait_until(lambda: text_folder(tmp_path).name != folder.name)
+        assert_recovers(store)
+    finally:
+        store.close()
 
 
 def test_another_analyser_version_analyses_again(tmp_path: Path):
