@@ -20,7 +20,7 @@ import numpy as np
 
 FAILURES = (
     "hang", "hang_after_headers", "hang_mid_stream", "trickle", "reset", "reset_mid_stream", "broken_off", "html", "garbage",
-    "truncated", "short_body", "huge", "error_body", "error_event", "bad_gzip", "not_streamed",
+    "truncated", "short_body", "huge", "error_body", "error_event", "bad_gzip", "not_streamed", "trickle_body",
 )  # fmt: skip
 HUGE_BYTES = 100 << 20
 
@@ -55,11 +55,14 @@ class Request:
     path: str
     headers: Mapping[str, str]
     body: Any
+    raw: bytes = b""
 
 
 @dataclass(slots=True)
 class VendorSimulator:
     """A running simulator. `behaviour` holds for all requests but the next ones in `script`, which is used up from its front.
+
+    `choose`, where given, takes the place of `behaviour` and decides by the request.
 
     `connections` counts those accepted, `open_requests` the requests whose answer is not finished. `hung_up` is set when a
     client closes its connection in the middle of an answer.
@@ -67,6 +70,7 @@ class VendorSimulator:
 
     behaviour: Behaviour = Behaviour()
     script: list[Behaviour] = field(default_factory=list)
+    choose: Callable[[Request], Behaviour] | None = None
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
     open_requests: int = 0
@@ -112,7 +116,7 @@ class VendorSimulator:
         self.arrived.set()
         self.open_requests += 1
         self.most_open_requests = max(self.most_open_requests, self.open_requests)
-        behaviour = self.script.pop(0) if self.script else self.behaviour
+        behaviour = self._behaviour_for(request)
         next_byte = asyncio.ensure_future(_next_byte(reader))
         answer = asyncio.ensure_future(_answer(request, behaviour, writer))
         try:
@@ -127,6 +131,11 @@ class VendorSimulator:
             for task in (next_byte, answer):
                 task.cancel()
             await asyncio.gather(next_byte, answer, return_exceptions=True)
+
+    def _behaviour_for(self, request: Request) -> Behaviour:
+        if self.script:
+            return self.script.pop(0)
+        return self.choose(request) if self.choose else self.behaviour
 
 
 async def _next_byte(reader: asyncio.StreamReader) -> bytes:
@@ -145,7 +154,7 @@ async def _read_request(reader: asyncio.StreamReader, early: bytes) -> Request |
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return Request(first.split(" ")[1], headers, json.loads(body) if body else None)
+    return Request(first.split(" ")[1], headers, json.loads(body) if body else None, body)
 
 
 async def _answer(request: Request, behaviour: Behaviour, writer: asyncio.StreamWriter) -> None:
@@ -167,6 +176,8 @@ async def _answer(request: Request, behaviour: Behaviour, writer: asyncio.Stream
             raise ConnectionResetError
         case "huge":
             await _send_huge(writer)
+        case "trickle_body":
+            await _trickle(writer)
         case "error_body":
             await _send(writer, json.dumps({"error": {"message": _VENDOR_TEXT}}).encode())
         case "bad_gzip":
@@ -197,6 +208,15 @@ async def _send_huge(writer: asyncio.StreamWriter) -> None:
     for _ in range(HUGE_BYTES // 65536):
         writer.write(b" " * 65536)
         await writer.drain()
+
+
+async def _trickle(writer: asyncio.StreamWriter) -> None:
+    """An answer that never ends, a blank at a time."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n")
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.01)
 
 
 async def _stream(request: Request, behaviour: Behaviour, writer: asyncio.StreamWriter) -> None:
