@@ -1,6 +1,7 @@
 """A server for the chat routes: everything real on files of the test, the models a simulated vendor behind real sockets."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,13 @@ def read_frames(raw: bytes) -> list[Any]:
     return [line[5:] if line == "data:[DONE]" else orjson.loads(line[5:]) for line in lines[:-1]]
 
 
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Return when the condition holds, for what tells nobody that it is done; fail when it does not in time."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
     """Settings a test may change before the server opens."""
@@ -133,6 +141,8 @@ async def server(settings: dict[str, Any]) -> AsyncIterator[Server]:
             ModelSettings(name="vectors", provider="Sim", kind="embedding", base_url=vendor.base_url, dimension=8, default=True),
         ]
         async with open_parts(Settings(models=models, aliases={"alias": MODEL}, **settings), {}) as parts:
+            await until(lambda: not parts.warmup.reason)
+            vendor.arrived.clear()
             tenants = [await parts.session.write(tenant_service.ensure_tenant, name) for name in ("one", "two")]
             keys = [await parts.session.write(tenant_service.create_key, tenant.id) for tenant in tenants]
             yield Server(create_app(parts), parts, vendor, tenants[0].id, keys[0].token, tenants[1].id, keys[1].token)
