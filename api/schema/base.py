@@ -63,10 +63,6 @@ def no_repeats(values: list[str] | None) -> list[str] | None:
     return values
 
 
-def _strip(value: Any) -> Any:
-    return value.strip() if isinstance(value, str) else value
-
-
 def within_bytes(limit: int) -> AfterValidator:
     """Refuses text whose UTF-8 form is longer than `limit` bytes."""
 
@@ -95,6 +91,5 @@ HexId = Annotated[str, BeforeValidator(_hex_id)]
 IdList = Annotated[list[HexId], AfterValidator(no_repeats)]
 Avatar = Annotated[Annotated[str, Field(max_length=TEXT_LIMIT)] | None, AfterValidator(_avatar)]
 LongText = Annotated[str, Field(max_length=TEXT_LIMIT)]
-Stripped = BeforeValidator(_strip)
 ChunkMethod = Literal["naive", "book", "email", "laws", "manual", "one", "paper", "picture", "presentation", "qa", "table", "tag", "resume"]
 HEX_ID = re.compile(r"[0-9a-f]{32}")

@@ -3,12 +3,12 @@
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BeforeValidator, Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, create_model, field_validator, model_validator
 
-from api.schema.base import Answer, Avatar, ChunkMethod, HexId, IdList, Lax, LongText, Strict, Stripped, Timed, refuse, within_bytes
+from api.schema.base import Answer, Avatar, ChunkMethod, HexId, IdList, Lax, LongText, Strict, Timed, refuse, within_bytes
 from api.schema.parser_config import ParserConfig
 
-Name = Annotated[str, Stripped, Field(min_length=1, max_length=128), within_bytes(128)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128), within_bytes(128)]
 BACKGROUND_KINDS = (
     "graphrag", "raptor", "mindmap", "wiki", "skill", "structure_graph", "structure_mindmap", "timeline", "session_graph",
     "session_essence", "structure",
@@ -36,7 +36,7 @@ class DatasetBody(Strict):
 
     avatar: Avatar = None
     description: LongText | None = None
-    embedding_model: Annotated[str, Stripped, Field(max_length=255)] | None = None
+    embedding_model: Annotated[str, StringConstraints(strip_whitespace=True, max_length=255)] | None = None
     permission: Literal["me", "team"] = "me"
     chunk_method: ChunkMethod = "naive"
     parser_config: ParserConfig | None = None

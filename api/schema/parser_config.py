@@ -42,7 +42,7 @@ class Raptor(Strict):
 
     use_raptor: bool = False
     prompt: str = Field(SUMMARY_PROMPT, min_length=1)
-    max_token: Annotated[int, BeforeValidator(_at_least_512), Field(ge=512, le=2048)] = 512
+    max_token: Annotated[int, Field(ge=512, le=2048), BeforeValidator(_at_least_512)] = 512
     clustering_threshold: float = Field(0.3, ge=0, le=1)
     clustering_ratio: float = Field(0.5, ge=0, le=1)
     max_cluster: int = Field(64, ge=1, le=1024)
