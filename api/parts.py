@@ -1,22 +1,29 @@
 """Every long-lived part of a server process, opened and closed in one place."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from api.drain import Drain
+from api.ingest_records import DatabaseRecords
 from api.keys import DATABASE_FILE, prepare_data_dir
 from api.metrics import Metrics
 from api.warmup import Warmup
 from db.session import Session
 from rag.errors import SettingsError
+from rag.ingest.pipeline import Pipeline
+from rag.ingest.sandbox import Sandbox
+from rag.ingest.worker import Worker
 from rag.llm.registry import ModelSpec, Registry
 from rag.llm.transport import Transport, open_client
 from rag.nlp.tokenize import ANALYSER_VERSION, chunk_terms
-from rag.ports import BlobStore, ChunkStore
+from rag.ports import BlobStore, ChunkStore, IngestRecords
 from rag.settings import Settings
 from rag.store.blobs import LocalBlobStore
 from rag.store.embedded import EmbeddedStore
@@ -56,7 +63,7 @@ class Parts:
     store: ChunkStore
     blobs: BlobStore
     models: Registry
-    worker: Any = None
+    worker: Worker | None = None
     warmup: Warmup | None = None
     metrics: Metrics = field(default_factory=Metrics)
     drain: Drain = field(default_factory=Drain)
@@ -84,9 +91,16 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
         stack.callback(store.close)
         client = await stack.enter_async_context(open_client())
         models = open_models(settings, model_keys, Transport(client), lanes, data_dir)
-        warmup = Warmup(models)
-        await stack.enter_async_context(_running(warmup.run()))
-        yield Parts(settings, lanes, session, store, blobs, models, None, warmup, metrics)
+        warmup, drain = Warmup(models), Drain()
+        background = [warmup.run()]
+        worker = None
+        if settings.ingest_workers:
+            sandbox = Sandbox(processes=settings.parser_processes, memory_bytes=settings.parser_memory_bytes)
+            stack.push_async_callback(sandbox.close)
+            worker = open_worker(settings, DatabaseRecords(session), store, blobs, models, sandbox, lanes, metrics)
+            background.append(_until_draining(worker.run(), drain))
+        await stack.enter_async_context(_running(background))
+        yield Parts(settings, lanes, session, store, blobs, models, worker, warmup, metrics, drain)
 
 
 def terms_of(chunk: Chunk) -> ChunkTerms:
@@ -104,6 +118,30 @@ def open_lanes(settings: Settings, metrics: Metrics) -> Lanes:
         "ingest_model": settings.ingest_model_threads,
     }
     return Lanes(**{name: Lane(name, threads, settings.queue_limit, metrics.lane_wait) for name, threads in sizes.items()})
+
+
+def open_worker(
+    settings: Settings, records: IngestRecords, store: ChunkStore, blobs: BlobStore, models: Registry, sandbox: Sandbox, lanes: Lanes,
+    metrics: Metrics,
+) -> Worker:  # fmt: skip
+    """The ingestion worker of this process; `run` it."""
+    pipeline = Pipeline(
+        store,
+        blobs,
+        sandbox,
+        search_lane=lanes.search,
+        blob_lane=lanes.blob,
+        parse_deadline_seconds=settings.parser_timeout_seconds,
+    )
+    return Worker(
+        records,
+        pipeline,
+        models.embedder,
+        name=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+        documents_at_once=settings.ingest_workers,
+        lease_seconds=settings.lease_seconds,
+        on_outcome=metrics.ingested,
+    )
 
 
 def open_models(
@@ -133,12 +171,20 @@ def _key_of(variable: str | None, model_keys: Mapping[str, str]) -> str | None:
 
 
 @asynccontextmanager
-async def _running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run the work beside the block; what is not done when the block is left is cancelled."""
-    tasks = [asyncio.create_task(one) for one in work]
+async def _running(background: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run the background work beside the block; what is not done when the block is left is cancelled."""
+    tasks = [asyncio.create_task(work) for work in background]
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until_draining(work: Coroutine[Any, Any, None], drain: Drain) -> None:
+    """Run the work until the server stops: what is under way is given back at once, for another server or the next start."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work)
+        await drain.started.wait()
+        task.cancel()

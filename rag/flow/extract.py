@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rag.nlp.cite import sentences
 from rag.nlp.query import question_terms
@@ -25,6 +26,8 @@ MAX_CHUNKS = 16
 SENTENCE_CHARACTERS = 600  # a longer one is cut at a blank
 LEAST_COVERAGE = 0.15  # of the question's weight; less is a chance hit on a common word
 LEAST_OF_BEST = 0.5  # a further sentence must reach this share of the best one's score
+FULL_LINE_CHARACTERS = 45  # a line so long that ends in no stop was broken for the page's width
+SENTENCE_ENDS = ".!?:;…。！？：；|"
 SAME_SENTENCE = 0.8  # share of common terms from which two sentences say the same
 SIMILARITY_SHARE = 0.2  # how much the chunk's own rank says beside the words
 
@@ -70,9 +73,24 @@ def best_quotes(question: str, chunks: Sequence[RankedChunk], limit: int = MAX_S
 
 
 def _sentences(ranked: RankedChunk, number: int) -> Iterator[Quote]:
-    for sentence in sentences(ranked.chunk.content):
+    for sentence in sentences(unwrapped(ranked.chunk.content)):
         if text := _shortened(sentence):
             yield Quote(text, number, 0.0, frozenset(terms(text)))
+
+
+def unwrapped(text: str) -> str:
+    """The text with the lines joined that were broken for a page's width: a PDF's sentences go on over them."""
+    lines = text.split("\n")
+    joined = lines[0]
+    for before, line in pairwise(lines):
+        joined += (" " if _goes_on(before.rstrip(), line.lstrip()) else "\n") + line
+    return joined
+
+
+def _goes_on(before: str, line: str) -> bool:
+    if not before or not line[:1].isalpha() or before[-1] in SENTENCE_ENDS:
+        return False
+    return line[0].islower() or len(before) >= FULL_LINE_CHARACTERS
 
 
 def _weights(asked: Sequence[Term], quotes: Sequence[Quote]) -> dict[str, float]:
@@ -99,7 +117,7 @@ def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 def _opening(ranked: RankedChunk) -> Quote:
-    first = next(iter(sentences(ranked.chunk.content)), ranked.chunk.content)
+    first = next(iter(sentences(unwrapped(ranked.chunk.content))), ranked.chunk.content)
     return Quote(_shortened(first), 0, 0.0, frozenset())
 
 

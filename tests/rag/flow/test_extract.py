@@ -2,7 +2,7 @@
 
 import pytest
 
-from rag.flow.extract import CLOSEST, NOTHING, NOTICE, best_quotes, extractive_answer
+from rag.flow.extract import CLOSEST, NOTHING, NOTICE, best_quotes, extractive_answer, unwrapped
 from tests.rag.flow.passages import BRIDGE, IRON, WATER, ranked
 
 CHUNKS = [ranked(WATER, 0), ranked(IRON, 1), ranked(BRIDGE, 2)]
@@ -60,3 +60,11 @@ def test_common_words_alone_are_no_answer() -> None:
 @pytest.mark.parametrize("text", ["", "\n\n  \n", "[ID:0]", "a" * 100_000], ids=["empty", "blank", "mark", "one word"])
 def test_odd_chunks_are_survived(text: str) -> None:
     assert "".join(extractive_answer("what?", [ranked(text)])).startswith(NOTICE)
+
+
+def test_a_sentence_that_goes_on_over_the_lines_of_a_page_is_quoted_whole() -> None:
+    text = "It was the last in the country to work commercially when its\nmain shaft broke in 1957.\nThe pond was sold."
+    assert unwrapped(text) == text.replace("its\nmain", "its main")
+    text = "The remains of the oldest excavated tide mill lie on\nMahee Island.\n| a | row |\n| another | row |\n- a point\n- Another"
+    assert unwrapped(text) == text.replace("on\nMahee", "on Mahee")
+    assert unwrapped("A Heading\nThe text begins.") == "A Heading\nThe text begins."
