@@ -62,8 +62,9 @@ def cut(text: str, max_tokens: int) -> str:
     if head.isascii():
         return head
     head = head.encode("utf-8", "replace").decode()
-    tokens = estimated_tokens(head)
-    return head if tokens <= max_tokens else head[: int(len(head) * max_tokens / tokens)]
+    while (tokens := estimated_tokens(head)) > max_tokens:
+        head = head[: int(len(head) * max_tokens / tokens)]
+    return head
 
 
 def placed_scores(entries: Any, count: int, key: str, model: str) -> np.ndarray:
