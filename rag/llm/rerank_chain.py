@@ -65,6 +65,8 @@ class FailoverReranker:
     async def _ask(
         self, name: str, reranker: Reranker, seconds: float, query: str, texts: Sequence[str]
     ) -> tuple[np.ndarray, int | None]:  # fmt: skip
+        if seconds <= 0:
+            raise DeadlineExceeded(f"no time was left to ask model {name}")
         ask = getattr(reranker, "async_similarity", None)
         with within(seconds):
             try:
