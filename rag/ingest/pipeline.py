@@ -103,7 +103,7 @@ class Pipeline:
         """Remove all chunks and the file of a document that was deleted."""
         await self._store_call(self._store.delete, task.tenant_id, ChunkSelector(document_ids=(task.document_id,)))
         if task.blob_key:
-            await _patiently(lambda: self._blob_lane.run(self._blobs.delete, task.blob_key))
+            await patiently(lambda: self._blob_lane.run(self._blobs.delete, task.blob_key))
 
     async def _parse(self, run: "_Run", source: Path, tell: Tell) -> None:
         task = run.task
@@ -137,7 +137,7 @@ class Pipeline:
             if chunks:
                 texts = [embedding_text(chunk.document_name, chunk.headings, chunk.content) for chunk in chunks]
                 async with self._embedding:
-                    vectors = await _patiently(lambda texts=texts: run.embedder.embed_documents(texts))
+                    vectors = await patiently(lambda texts=texts: run.embedder.embed_documents(texts))
                 await run.embedded.put((chunks, vectors))
         await run.embedded.put(None)
 
@@ -150,12 +150,12 @@ class Pipeline:
             await tell(PARSED_SHARE + (STORED_SHARE - PARSED_SHARE) * share, f"embedded {run.stored} of {run.total} chunks")
 
     async def _store_call(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        return await _patiently(lambda: self._search_lane.run(call, *arguments, **named))
+        return await patiently(lambda: self._search_lane.run(call, *arguments, **named))
 
     @asynccontextmanager
     async def _local_file(self, key: str) -> AsyncIterator[Path]:
         opened = self._blobs.local_path(key)
-        path = await _patiently(lambda: self._blob_lane.run(opened.__enter__))
+        path = await patiently(lambda: self._blob_lane.run(opened.__enter__))
         try:
             yield path
         finally:
@@ -206,7 +206,7 @@ class _Run:
         )
 
 
-async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
     """The call's result; a part that is busy is asked again a few times."""
     for wait_seconds in WAITS_SECONDS:
         try:

@@ -18,7 +18,7 @@ from rag.errors import (
     Unavailable,
 )
 from rag.ingest.lease import Lease, LeaseLost
-from rag.ingest.pipeline import Outcome, Pipeline
+from rag.ingest.pipeline import Outcome, Pipeline, patiently
 from rag.ports import Clock, Embedder, IngestRecords
 from rag.types import IngestTask
 
@@ -118,11 +118,6 @@ class Worker:
         lease = Lease(self._records, task, self._name, self._lease_seconds, self._clock)
         try:
             outcome = await lease.hold(lambda: self._do(task, lease))
-            held = await self._records.finish(
-                task, self._name, chunk_count=outcome.chunk_count, token_count=outcome.token_count, message=_summary(outcome)
-            )
-            if not held:
-                raise LeaseLost(f"the lease of task {task.id} is lost")
             self._on_outcome("done", outcome.chunk_count)
         except LeaseLost:
             await self._drop(task, lease)
@@ -141,8 +136,13 @@ class Worker:
     async def _do(self, task: IngestTask, lease: Lease) -> Outcome:
         if task.kind == "purge":
             await self._pipeline.purge(task)
-            return Outcome(0, 0, 0.0)
-        return await self._pipeline.ingest(task, self._embedder_of(task.embedding_model), lease.tell)
+            outcome = Outcome(0, 0, 0.0)
+        else:
+            outcome = await self._pipeline.ingest(task, self._embedder_of(task.embedding_model), lease.tell)
+        counts = {"chunk_count": outcome.chunk_count, "token_count": outcome.token_count}
+        if not await patiently(lambda: self._records.finish(task, self._name, **counts, message=_summary(outcome))):
+            raise LeaseLost(f"the lease of task {task.id} is lost")
+        return outcome
 
     async def _fail(self, task: IngestTask, lease: Lease, message: str, *, retry: bool) -> None:
         if task.kind == "parse":
