@@ -71,8 +71,11 @@ async def run(parts, tasks, ended=None, **changes):
     """Let a worker work until so many tasks have ended."""
     parts.records.tasks += tasks
     working = asyncio.create_task(parts.worker(**changes).run())
+    count = len(tasks) if ended is None else ended
     try:
-        return await parts.records.ended(len(tasks) if ended is None else ended)
+        events = await parts.records.ended(count)
+        await until(lambda: len(parts.outcomes) >= count)
+        return events
     finally:
         working.cancel()
         await asyncio.wait([working])
