@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import structlog
 from tokenizers import Encoding, Tokenizer
 
 from rag.deadline import seconds_left
@@ -27,6 +28,8 @@ _DEFAULT_MAX_TOKENS = 512
 _SPECIAL_TOKENS = 4
 # A text is cut to this many characters per token of the limit before it is tokenised, so that a text of millions costs nothing.
 _CHARACTERS_PER_TOKEN = 64
+
+_log = structlog.get_logger("millrace.models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class LocalReranker:
         """Scores in [0, 1], float32 `[len(texts)]` in the order given, and the tokens read.
 
         Raises `InvalidArgument` for an empty query, `DeadlineExceeded` between two batches when the caller's time is over,
-        `SettingsError` when the model cannot be loaded, `ProviderError` when it cannot be run.
+        `ProviderError` when the model cannot be loaded or run.
         """
         if not query.strip():
             raise InvalidArgument("a query to rerank by must be a text that is not empty")
@@ -91,7 +94,11 @@ class LocalReranker:
     def _load(self) -> "_CrossEncoder":
         with self._loading:
             if self._model is None:
-                self._model = _CrossEncoder(self.name, self._directory, self._max_tokens)
+                try:
+                    self._model = _CrossEncoder(self.name, self._directory, self._max_tokens)
+                except SettingsError as error:
+                    _log.error("a reranker cannot be loaded", model=self.name, reason=str(error))
+                    raise ProviderError(f"model {self.name} cannot be loaded") from error
             return self._model
 
 
