@@ -11,7 +11,7 @@ from db.services import document_service, metadata_service
 from rag.errors import NotFound, ProviderError
 from rag.flow.metadata_filter import choose_conditions
 from rag.nlp.search import RetrievalRequest, async_retrieval
-from rag.ports import ChatModel, Embedder
+from rag.ports import ChatModel, Embedder, Reranker
 from rag.types import Retrieval
 
 log = structlog.get_logger("millrace.chat")
@@ -55,8 +55,9 @@ async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
     embedder = _embedder(parts, search.embedding_model)
     if embedder is None:
         degraded.append("embed")
-    if search.rerank_id:
-        degraded.append("rerank")  # no reranker can be opened yet; an answer must not pretend that one was
+    reranker = _reranker(parts, search.rerank_id)
+    if search.rerank_id and reranker is None:
+        degraded.append("rerank")
     request = RetrievalRequest(
         question=question,
         tenant_id=search.tenant_id,
@@ -68,8 +69,17 @@ async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
         vector_similarity_weight=search.vector_similarity_weight,
         top_k=search.top_k,
         keep_vector_only=parts.settings.keep_vector_only,
+        rerank_limit=parts.settings.rerank_candidates,
     )
-    found = await async_retrieval(request, store=parts.store, search_lane=parts.lanes.search, embedder=embedder, document_names=_no_names)
+    found = await async_retrieval(
+        request,
+        store=parts.store,
+        search_lane=parts.lanes.search,
+        embedder=embedder,
+        reranker=reranker,
+        model_lane=parts.lanes.model,
+        document_names=_no_names,
+    )
     return replace(found, degraded=(*found.degraded, *degraded)) if degraded else found
 
 
@@ -126,6 +136,13 @@ def _embedder(parts: Parts, name: str) -> Embedder | None:
     try:
         return parts.models.embedder(name)
     except NotFound:  # the model was taken out of the settings after the dataset was made
+        return None
+
+
+def _reranker(parts: Parts, name: str) -> Reranker | None:
+    try:
+        return parts.models.reranker(name) if name else None
+    except NotFound:  # likewise, or one of the two that a chat may always name
         return None
 
 

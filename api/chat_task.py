@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from api.chat_input import PROMPT_DEFAULTS, SYSTEM, owned_datasets
+from api.chat_input import PROMPT_DEFAULTS, SYSTEM, check_one_embedding
 from api.chat_retrieval import DocumentFilter, Search, retrieve
 from api.errors import ApiError
 from api.parts import Parts
@@ -107,7 +107,7 @@ def for_model(messages: Sequence[MessageRecord]) -> list[ChatMessage]:
     return [ChatMessage(message.role, message.content) for message in messages[first:]]  # type: ignore[arg-type]
 
 
-async def task_of(parts: Parts, tenant: str, chat: DialogRecord | None, ask: Ask) -> ChatTask:
+def task_of(parts: Parts, tenant: str, chat: DialogRecord | None, ask: Ask) -> ChatTask:
     """The task of answering `ask` as `chat` does; None is the model alone, without datasets and instruction. Raises `ApiError`."""
     seconds = parts.settings.chat_timeout_seconds
     if chat is None:
@@ -116,7 +116,7 @@ async def task_of(parts: Parts, tenant: str, chat: DialogRecord | None, ask: Ask
             deadline_seconds=seconds,
         )  # fmt: skip
     config = chat.prompt_config
-    search = await _search_of(parts, tenant, chat, ask) if chat.dataset_ids else None
+    search = _search_of(tenant, chat, ask) if chat.datasets else None
     return ChatTask(
         messages=ask.messages,
         system=str(config.get("system") or SYSTEM),
@@ -144,12 +144,12 @@ def languages_of(value: Any) -> tuple[str, ...]:
     return tuple(str(language) for language in value if language) if isinstance(value, list) else ()
 
 
-async def _search_of(parts: Parts, tenant: str, chat: DialogRecord, ask: Ask) -> Search:
-    datasets = await owned_datasets(parts, tenant, chat.dataset_ids)
+def _search_of(tenant: str, chat: DialogRecord, ask: Ask) -> Search:
+    check_one_embedding([dataset.embedding_model for dataset in chat.datasets])
     return Search(
         tenant_id=tenant,
-        dataset_ids=tuple(dataset.id for dataset in datasets),
-        embedding_model=datasets[0].embedding_model,
+        dataset_ids=tuple(dataset.id for dataset in chat.datasets),
+        embedding_model=chat.datasets[0].embedding_model,
         page_size=min(chat.top_n, MAX_TOP_N) if chat.top_n > 0 else DEFAULT_TOP_N,
         top_k=chat.top_k if chat.top_k > 0 else 1024,
         similarity_threshold=chat.similarity_threshold,

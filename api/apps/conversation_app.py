@@ -1,7 +1,7 @@
 """Questions to a chat: completions, and what helps to ask on: related questions, a mind map."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from quart import Response
@@ -30,14 +30,6 @@ api = Routes("conversation", kind="J")
 
 TURN_ID_CHARACTERS = 36
 SESSION_NAME = "New session"
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a question belongs: a chat and one of its sessions, as far as the request names them."""
-
-    chat: DialogRecord | None
-    session: ConversationRecord | None
 
 
 @api.route("POST", "/chat/completions", stream=True, body=CompletionBody, data=CompletionReply)
@@ -75,18 +67,17 @@ async def _complete(body: dict[str, Any]) -> Response:
     store = _flag(body, "store_history_messages", "store_history", default=True)
     if not store and not keep_all:
         raise ApiError(102, "`pass_all_history_messages` must be true when `store_history_messages` is false.")
-    place = await _place(server, tenant, body)
+    chat, session = await _place(server, tenant, body)
     posted = [*posted[:-1], _stamped(posted[-1])]
-    history = posted if keep_all or place.chat is None else [*(place.session.messages if place.session else ()), posted[-1]]
-    ask = _ask(server, body, place.chat, history)
-    task = await task_of(server, tenant, place.chat, ask)
-    if store and place.chat is not None and place.session is None:
-        place = replace(place, session=await _new_session(server, tenant, place.chat))
-    turn = None
-    if store and place.session is not None:
-        questions = posted if keep_all else posted[-1:]
-        turn = Turn(server.session, tenant, place.session.id, posted[-1].turn_id, questions, replace=keep_all)
-    ids = Ids(posted[-1].turn_id, place.session.id if place.session else "", place.chat.id if place.chat else "")
+    history = posted if keep_all or chat is None else [*(session.messages if session else ()), posted[-1]]
+    task = task_of(server, tenant, chat, _ask(server, body, chat, history))
+    session_id, turn = session.id if session else "", None
+    if store and chat is not None:
+        if session is None:
+            session_id = new_id()
+            task = replace(task, alongside=lambda: _open_session(server, tenant, chat, session_id))
+        turn = Turn(server.session, tenant, session_id, posted[-1].turn_id, posted if keep_all else posted[-1:], replace=keep_all)
+    ids = Ids(posted[-1].turn_id, session_id, chat.id if chat else "")
     streamed = body.get("stream", True) is not False
     events = saving(turn, async_chat(task), server.metrics, streamed=streamed)
     if not streamed:
@@ -95,15 +86,16 @@ async def _complete(body: dict[str, Any]) -> Response:
     return native_stream(shown, server.drain)
 
 
-async def _place(server: Parts, tenant: str, body: dict[str, Any]) -> _Place:
+async def _place(server: Parts, tenant: str, body: dict[str, Any]) -> tuple[DialogRecord | None, ConversationRecord | None]:
+    """The chat and the session the request names."""
     chat_id = str(body.get("chat_id") or "")
     session_id = str(body.get("session_id") or body.get("conversation_id") or "")
     if not chat_id:
         if session_id:
             raise ApiError(102, "`chat_id` is required when `session_id` is provided.")
-        return _Place(None, None)
+        return None, None
     chat = await own_chat(server, tenant, chat_id)
-    return _Place(chat, await own_session(server, tenant, chat.id, session_id) if session_id else None)
+    return chat, await own_session(server, tenant, chat.id, session_id) if session_id else None
 
 
 def _ask(server: Parts, body: dict[str, Any], chat: DialogRecord | None, history: list[MessageRecord]) -> Ask:
@@ -131,9 +123,15 @@ def _stamped(message: MessageRecord) -> MessageRecord:
     return replace(message, turn_id=turn_id, created_at=message.created_at or time.time())
 
 
-async def _new_session(server: Parts, tenant: str, chat: DialogRecord) -> ConversationRecord:
-    return await server.session.write(
-        conversation_service.create, tenant, chat.id, name=SESSION_NAME, user_id=tenant, prologue=prologue_of(chat)
+async def _open_session(server: Parts, tenant: str, chat: DialogRecord, session_id: str) -> None:
+    await server.session.write(
+        conversation_service.create,
+        tenant,
+        chat.id,
+        name=SESSION_NAME,
+        user_id=tenant,
+        prologue=prologue_of(chat),
+        conversation_id=session_id,
     )
 
 

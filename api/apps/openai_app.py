@@ -82,7 +82,7 @@ async def create_chat_completion() -> Response:
     except NotFound:
         raise _unknown_model(model) from None
     ask = Ask(messages=conversation(messages), model=chosen, options=options_of(body, {}, other_model=True), variables={})
-    task = replace(await task_of(server, tenant, None, ask), system=instruction(messages))
+    task = replace(task_of(server, tenant, None, ask), system=instruction(messages))
     return await _respond(server, task, Completion(completion_id, model, False, _no_metadata), body)
 
 
@@ -141,7 +141,7 @@ async def _answer_chat(
         cite=extras["reference"],  # without the chunks, [ID:n] would point nowhere
         condition=extras["metadata_condition"] or None,
     )
-    task = await task_of(server, tenant, chat, ask)
+    task = task_of(server, tenant, chat, ask)
     shown = shown_model or model or chat.llm_id or server.models.default_chat
     metadata = _metadata_reader(server, tenant, chat, extras["reference_metadata"])
     return await _respond(server, task, Completion(completion_id, shown, extras["reference"], metadata), body)
@@ -161,7 +161,7 @@ def _metadata_reader(server: Parts, tenant: str, chat: DialogRecord, wanted: Map
 
     async def read(answer: Answer) -> Metadata:
         ids = [ranked.chunk.document_id for ranked in answer.chunks]
-        return chosen_metadata(await metadata_of(server, tenant, chat.dataset_ids, ids), wanted.get("fields"))
+        return chosen_metadata(await metadata_of(server, tenant, [dataset.id for dataset in chat.datasets], ids), wanted.get("fields"))
 
     return read
 

@@ -39,10 +39,13 @@ class ConversationRecord:
     update_time: int
 
 
-def create(tenant_id: str, dialog_id: str, *, name: str, user_id: str, prologue: str | None) -> ConversationRecord:
-    """A new session that opens with the prologue, where there is one."""
-    row = Conversation.create(tenant_id=tenant_id, dialog_id=dialog_id, name=name, user_id=user_id)
-    messages = () if prologue is None else (MessageRecord("assistant", prologue),)
+def create(
+    tenant_id: str, dialog_id: str, *, name: str, user_id: str, prologue: str, conversation_id: str | None = None
+) -> ConversationRecord:
+    """A new session that opens with the prologue; `conversation_id` is a new id the caller has made already."""
+    given = {} if conversation_id is None else {"id": conversation_id}
+    row = Conversation.create(tenant_id=tenant_id, dialog_id=dialog_id, name=name, user_id=user_id, **given)
+    messages = (MessageRecord("assistant", prologue),)
     _insert(row.id, 0, messages)
     return _record(row, messages)
 

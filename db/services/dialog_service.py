@@ -18,8 +18,18 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
+class DatasetBrief:
+    """What a chat must know of a dataset it asks."""
+
+    id: str
+    name: str
+    chunk_count: int
+    embedding_model: str
+
+
+@dataclass(frozen=True, slots=True)
 class DialogRecord:
-    """A chat assistant. `llm_id` "" means the default chat model; `dataset_ids` names existing datasets only, `dataset_names` theirs."""
+    """A chat assistant. `llm_id` "" means the default chat model; `datasets` are those of its datasets that still exist."""
 
     id: str
     tenant_id: str
@@ -38,20 +48,9 @@ class DialogRecord:
     top_k: int
     do_refer: str
     rerank_id: str
-    dataset_ids: tuple[str, ...]
-    dataset_names: tuple[str, ...]
+    datasets: tuple[DatasetBrief, ...]
     create_time: int
     update_time: int
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetBrief:
-    """What a chat must know of a dataset it asks."""
-
-    id: str
-    name: str
-    chunk_count: int
-    embedding_model: str
 
 
 def datasets_of(tenant_id: str, dataset_ids: Sequence[str]) -> dict[str, DatasetBrief]:
@@ -142,10 +141,8 @@ def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _records(tenant_id: str, rows: Sequence[Dialog]) -> list[DialogRecord]:
-    datasets = datasets_of(tenant_id, sorted({dataset_id for row in rows for dataset_id in row.dataset_ids}))
-    return [_record(row, [datasets[dataset_id] for dataset_id in row.dataset_ids if dataset_id in datasets]) for row in rows]
-
-
-def _record(row: Dialog, datasets: Sequence[DatasetBrief]) -> DialogRecord:
-    ids, names = tuple(dataset.id for dataset in datasets), tuple(dataset.name for dataset in datasets)
-    return freeze(DialogRecord, row, dataset_ids=ids, dataset_names=names)
+    found = datasets_of(tenant_id, sorted({dataset_id for row in rows for dataset_id in row.dataset_ids}))
+    return [
+        freeze(DialogRecord, row, datasets=tuple(found[dataset_id] for dataset_id in row.dataset_ids if dataset_id in found))
+        for row in rows
+    ]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,8 @@ class ChatTask:
     `messages` ends with the user's question; no system message among them. `system` and `variables`: see `build_prompt`.
     `retrieve` finds the chunks for a question; None for a chat without datasets. `model` None: the extractive answerer.
     `count_tokens` counts as the model does, or nearly. `empty_response` answers in the model's place when nothing is found;
-    "" lets the model answer. `deadline_seconds` bounds the whole answer.
+    "" lets the model answer. `deadline_seconds` bounds the whole answer. `alongside` is work of the caller's that must be done
+    before the answer begins; it runs while the chunks are found, and its error is the answer's.
     """
 
     messages: Sequence[ChatMessage]
@@ -43,6 +44,7 @@ class ChatTask:
     keyword: bool = False
     cross_languages: Sequence[str] = ()
     deadline_seconds: float = 600.0
+    alongside: Callable[[], Awaitable[Any]] | None = None
 
     @property
     def question(self) -> str:
@@ -113,30 +115,40 @@ async def async_chat(task: ChatTask) -> AsyncIterator[ChatEvent]:
 
 async def _find(task: ChatTask) -> Outcome:
     """Work on the question, then retrieve. Values: `retrieve`, absent for a chat without datasets."""
-    retrieve, model = task.retrieve, task.model
-    if retrieve is None:
-        return Outcome()
-    nodes: list[Node] = []
+    nodes = [] if task.retrieve is None else [*_question_nodes(task)]
+    if task.retrieve is not None:
+        nodes.append(_retrieve_node(task, task.retrieve, after=tuple(node.name for node in nodes)))
+    if (alongside := task.alongside) is not None:
+        nodes.append(Node("alongside", lambda _: alongside(), required=True))
+    return await Flow(nodes).run()
 
-    def add(name: str, work: Callable[[str], Awaitable[Any]], default: Any, after: tuple[str, ...]) -> None:
-        async def on_question(values: Values) -> Any:
-            return await work(values.get("condense", task.question))
 
-        nodes.append(Node(name, on_question, after, QUESTION_SECONDS, default))
+def _question_nodes(task: ChatTask) -> Iterator[Node]:
+    """What the model does with the question before it is searched: at the same time, but for what needs the condensed one."""
+    model = task.model
+    if model is None:
+        return
+    condensed: tuple[str, ...] = ()
+    if task.refine_multiturn and len(task.messages) > 1:
+        condensed = ("condense",)
+        yield Node("condense", lambda _: condense(model, task.messages), (), QUESTION_SECONDS, task.question)
+    if task.keyword:
+        yield Node("keywords", lambda values: keywords(model, _asked(task, values)), condensed, QUESTION_SECONDS, ())
+    if task.cross_languages:
+        yield Node(
+            "translate", lambda values: translate(model, _asked(task, values), task.cross_languages), condensed, QUESTION_SECONDS, ()
+        )
 
-    if model is not None and task.refine_multiturn and len(task.messages) > 1:
-        nodes.append(Node("condense", lambda _: condense(model, task.messages), (), QUESTION_SECONDS, task.question))
-    condensed = tuple(node.name for node in nodes)
-    if model is not None and task.keyword:
-        add("keywords", partial(keywords, model), (), condensed)
-    if model is not None and task.cross_languages:
-        add("translate", partial(translate, model, languages=task.cross_languages), (), condensed)
 
+def _retrieve_node(task: ChatTask, retrieve: Callable[[str], Awaitable[Retrieval]], after: tuple[str, ...]) -> Node:
     async def search(values: Values) -> Retrieval:
-        parts = (values.get("condense", task.question), *values.get("translate", ()), *values.get("keywords", ()))
-        return await retrieve("\n".join(parts))
+        return await retrieve("\n".join((_asked(task, values), *values.get("translate", ()), *values.get("keywords", ()))))
 
-    return await Flow([*nodes, Node("retrieve", search, tuple(node.name for node in nodes), required=True)]).run()
+    return Node("retrieve", search, after, required=True)
+
+
+def _asked(task: ChatTask, values: Values) -> str:
+    return values.get("condense", task.question)
 
 
 async def _generate(

@@ -55,7 +55,7 @@ async def test_only_datasets_that_exist_and_belong_to_the_tenant_are_shown(sessi
     mine = await session.write(new_dataset, "mine")
     foreign = await session.write(new_dataset, "foreign", OTHER)
     chat = await create(session, "chat", dataset_ids=["0" * 32, foreign, mine])
-    assert (chat.dataset_ids, chat.dataset_names) == ((mine,), ("mine",))
+    assert [(dataset.id, dataset.name, dataset.embedding_model) for dataset in chat.datasets] == [(mine, "mine", "m@P")]
 
 
 async def test_deleted_and_foreign_chats_are_unknown(session: Session) -> None:
