@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
-from rag.nlp.query import FUNCTION_WORDS
+from rag.nlp.function_words import FUNCTION_WORDS
 from rag.nlp.tokenize import terms
 
 KEEP_SUPPORT = 0.45  # for a citation the model gave

@@ -2,23 +2,14 @@
 
 from collections import Counter
 
+from rag.nlp.function_words import function_words_in
 from rag.nlp.tokenize import terms
 from rag.types import Term
 
 QUESTION_CHARACTERS = 8_192  # what is analysed of a longer question
 TERM_LIMIT = 64  # the text arm's cost grows with every term
 REPEAT_LIMIT = 5
-FUNCTION_WORD_WEIGHT = 0.3
-
-# Words of English grammar. They are damped, not dropped: `The Who` is still found, and a question of nothing else still works.
-FUNCTION_WORDS = frozenset(
-    terms(
-        "a about all also am an and any are as at be been between both but by can could did do does during each for from had has"
-        " have he her him his how i if in into is it its may me my no nor not of on or our s shall she should so some such t than"
-        " that the their them then there these they this those to us was we were what when where which who whom whose why will"
-        " with would you your"
-    )
-)
+FUNCTION_WORD_WEIGHT = 0.3  # damped, not dropped: `The Who` is still found
 
 
 def question_terms(question: str) -> tuple[Term, ...]:
@@ -27,9 +18,8 @@ def question_terms(question: str) -> tuple[Term, ...]:
     A term's weight is how often the question uses it, as in BM25, but no more than 5; 0.3 of that for words of grammar.
     """
     counts = Counter(terms(question[:QUESTION_CHARACTERS]))
-    found = [
-        Term(text, min(count, REPEAT_LIMIT) * (FUNCTION_WORD_WEIGHT if text in FUNCTION_WORDS else 1.0)) for text, count in counts.items()
-    ]
+    damped = function_words_in(counts.keys())
+    found = [Term(text, min(count, REPEAT_LIMIT) * (FUNCTION_WORD_WEIGHT if text in damped else 1.0)) for text, count in counts.items()]
     if len(found) > TERM_LIMIT:
         heaviest = sorted(range(len(found)), key=lambda i: -found[i].weight)[:TERM_LIMIT]
         found = [found[i] for i in sorted(heaviest)]
