@@ -25,7 +25,8 @@ from rag.threads import Lane
 
 SMALL_BYTES = 1 << 20
 PIPE_BYTES = 4 << 20
-DECODER_BYTES = 8 << 20
+DECODED_BYTES = 1 << 18  # at once, so that one large message does not hold up the loop
+HEADER_BYTES = 1 << 20
 FIELD_BYTES = 1 << 20
 PARTS = 10_000
 KEEP_ALIVE_SECONDS = 15.0
@@ -45,9 +46,10 @@ class MultipartReader:
 
     def __init__(self, idle_seconds: float) -> None:
         boundary = request.mimetype_params.get("boundary", "") if request.mimetype == "multipart/form-data" else ""
-        self._decoder = MultipartDecoder(boundary.encode("latin-1", "replace"), DECODER_BYTES, max_parts=PARTS)
+        self._decoder = MultipartDecoder(boundary.encode("latin-1", "replace"), HEADER_BYTES, max_parts=PARTS)
         self._is_multipart = bool(boundary)
         self._idle_seconds = idle_seconds
+        self._unread = b""
         self._in_part = False
 
     async def next_part(self) -> Part | None:
@@ -92,13 +94,16 @@ class MultipartReader:
         return event
 
     async def _received(self) -> bytes | None:
-        try:
-            async with asyncio.timeout(self._idle_seconds):
-                return await anext(request.body)
-        except StopAsyncIteration:
-            return None
-        except TimeoutError:
-            raise DeadlineExceeded(f"the upload was silent for {self._idle_seconds:g} seconds") from None
+        if not self._unread:
+            try:
+                async with asyncio.timeout(self._idle_seconds):
+                    self._unread = await anext(request.body)
+            except StopAsyncIteration:
+                return None
+            except TimeoutError:
+                raise DeadlineExceeded(f"the upload was silent for {self._idle_seconds:g} seconds") from None
+        piece, self._unread = self._unread[:DECODED_BYTES], self._unread[DECODED_BYTES:]
+        return piece
 
 
 class Pipe:
@@ -120,10 +125,7 @@ class Pipe:
         with self._changed:
             self._data += data
             self._changed.notify()
-            full = len(self._data) >= PIPE_BYTES
-            if full:
-                self._room.clear()
-        if full and not self._abandoned:
+        while self._is_full() and not self._abandoned:
             await self._room.wait()
 
     def abandon(self) -> None:
@@ -148,6 +150,13 @@ class Pipe:
             if len(self._data) < PIPE_BYTES:
                 self._loop.call_soon_threadsafe(self._room.set)
             return data
+
+    def _is_full(self) -> bool:
+        with self._changed:
+            full = len(self._data) >= PIPE_BYTES
+            if full:
+                self._room.clear()
+            return full
 
 
 @dataclass(frozen=True, slots=True)

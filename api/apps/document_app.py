@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import AsyncIterator, Mapping
 from contextlib import closing
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from quart import Response, request
 from werkzeug.http import dump_options_header
@@ -22,6 +23,7 @@ from db.services import document_service, metadata_service, tenant_service
 from db.services.dataset_service import DatasetRecord
 from db.services.document_service import DocumentQuery, DocumentRecord
 from rag.errors import Conflict, NotFound
+from rag.threads import Lane
 
 api = Routes("document")
 
@@ -87,7 +89,7 @@ async def download_document(dataset_id: str, document_id: str) -> Response:
     except NotFound as error:
         raise ApiError(102, "document not found", 404) from error
     headers = {"Content-Disposition": attachment(document.name), "Content-Length": str(document.size), "X-Content-Type-Options": "nosniff"}
-    return Response(_pieces(file), headers=headers, content_type=file_types.media_type(document.name))
+    return Response(_pieces(file, parts().lanes.blob), headers=headers, content_type=file_types.media_type(document.name))
 
 
 @api.route("PATCH PUT", "/datasets/<dataset_id>/documents/<document_id>", body=schema.DocumentUpdate, data=schema.Document)
@@ -135,11 +137,11 @@ def attachment(name: str) -> str:
     if visible.isascii():
         return dump_options_header("attachment", {"filename": visible})
     plain = unicodedata.normalize("NFKD", visible).encode("ascii", "ignore").decode()
-    return dump_options_header("attachment", {"filename": plain, "filename*": visible})
+    return dump_options_header("attachment", {"filename": plain, "filename*": f"UTF-8''{quote(visible, safe='')}"})
 
 
-async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
-    lane = parts().lanes.blob
+async def _pieces(file: BinaryIO, lane: Lane) -> AsyncIterator[bytes]:
+    """The file's content; runs when the request's context is gone."""
     with closing(file):
         while piece := await lane.run(file.read, SENT_BYTES):
             yield piece

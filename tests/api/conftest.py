@@ -1,6 +1,5 @@
 """A server over a real database, a real blob folder and the in-memory chunk store; embeddings are counted words."""
 
-import asyncio
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +110,9 @@ class Server:
     async def answer(self, method: str, path: str, response: Response) -> Answer:
         raw = await response.get_data()
         is_json = response.content_type == "application/json"
-        answer = Answer(response.status_code, orjson.loads(raw) if is_json else raw, dict(response.headers))
+        answer = Answer(
+            response.status_code, orjson.loads(raw) if is_json else raw, {name.lower(): value for name, value in response.headers.items()}
+        )
         if is_json and answer.status == 200:
             self._check(method, path, answer.body)
         return answer
@@ -212,6 +213,5 @@ async def api(tmp_path: Path, server_settings: dict[str, Any]) -> AsyncIterator[
     tenants = [await session.write(tenant_service.ensure_tenant, name) for name in ("one", "two")]
     keys = [await session.write(tenant_service.create_key, tenant.id) for tenant in tenants]
     yield Server(create_app(parts), parts, tenants[0].id, keys[0].token, tenants[1].id, keys[1].token)
-    await asyncio.gather(*(lane.run(session.close) for lane in (lanes.db,) for _ in range(1)))
-    for lane in (lanes.db, lanes.search, lanes.blob, lanes.model, lanes.ingest_model):
+    for lane in lanes.all:
         lane.close()
