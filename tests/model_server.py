@@ -1,7 +1,8 @@
 """A real llama.cpp server with tiny models, for the tests: the `xllamacpp` package in a process of its own.
 
 The models are made on first use and kept under `.cache/`: a chat model of half a megabyte with random weights, which knows thirty
-words, and all-MiniLM-L6-v2 for embeddings. `with model_server("chat") as base_url:` takes under a second.
+words, all-MiniLM-L6-v2 for embeddings, and the same with a random head for reranking. `with model_server("chat") as base_url:`
+takes under a second.
 """
 
 import importlib.util
@@ -20,7 +21,7 @@ import pytest
 from rag.llm.bert_graph import Safetensors
 from rag.llm.model_directory import bundled_model_path
 
-Kind = Literal["chat", "embedding"]
+Kind = Literal["chat", "embedding", "rerank"]
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache" / "test-models"
@@ -63,7 +64,7 @@ def model_file(kind: Kind) -> Path:
     if not path.is_file():
         CACHE.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")
-        {"chat": _make_chat_model, "embedding": _make_embedding_model}[kind](unfinished)
+        {"chat": _make_chat_model, "embedding": _make_embedding_model, "rerank": _make_rerank_model}[kind](unfinished)
         unfinished.rename(path)
     return path
 
@@ -119,11 +120,25 @@ def _make_chat_model(path: Path) -> None:
 
 def _make_embedding_model(path: Path) -> None:
     """The bundled all-MiniLM-L6-v2 in llama.cpp's format."""
+    _write(_bert_writer(path, "all-minilm-l6-v2", gguf.PoolingType.MEAN))
+
+
+def _make_rerank_model(path: Path) -> None:
+    """The same with a head of random weights, which makes raw logits of both signs."""
+    writer = _bert_writer(path, "tiny-random-rerank", gguf.PoolingType.RANK)
+    rng = np.random.default_rng(0)
+    for name, shape, scale in (("cls", (384, 384), 0.2), ("cls.output", (1, 384), 0.6)):
+        writer.add_tensor(f"{name}.weight", (rng.standard_normal(shape) * scale).astype(np.float32))
+        writer.add_tensor(f"{name}.bias", np.zeros(shape[0], np.float32))
+    _write(writer)
+
+
+def _bert_writer(path: Path, name: str, pooling: gguf.PoolingType) -> gguf.GGUFWriter:
     directory = bundled_model_path()
     vocabulary = (directory / "vocab.txt").read_text("utf-8").splitlines()
     special = [piece.startswith("[") and piece.endswith("]") and len(piece) > 3 for piece in vocabulary]
     writer = gguf.GGUFWriter(path, "bert")
-    writer.add_name("all-minilm-l6-v2")
+    writer.add_name(name)
     writer.add_context_length(512)
     writer.add_embedding_length(384)
     writer.add_block_count(6)
@@ -131,7 +146,7 @@ def _make_embedding_model(path: Path) -> None:
     writer.add_head_count(12)
     writer.add_layer_norm_eps(1e-12)
     writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_pooling_type(pooling)
     writer.add_file_type(0)
     writer.add_tokenizer_model("bert")
     writer.add_tokenizer_pre("default")
@@ -148,7 +163,7 @@ def _make_embedding_model(path: Path) -> None:
         tensors = Safetensors(file)
         for source, target in _bert_names().items():
             writer.add_tensor(target, tensors[source])
-    _write(writer)
+    return writer
 
 
 def _bert_piece(piece: str) -> str:
@@ -203,9 +218,11 @@ def _serve(kind: Kind, path: str) -> None:
     parameters.cpuparams_batch.n_threads = 1
     parameters.warmup = False
     parameters.ui = False
-    if kind == "embedding":
+    if kind != "chat":
         parameters.embedding = True
         parameters.n_ubatch = parameters.n_batch = 512
+    if kind == "rerank":
+        parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     server = xllamacpp.Server(parameters)
     print(f"listening {server.listening_address}", flush=True)
     sys.stdin.read()
