@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import structlog
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent, Scope
 from quart import Quart, Response, request
 
 from api.drain import Drain
@@ -16,6 +16,37 @@ QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 CLIENT_GONE = 499
 
 log = structlog.get_logger("millrace.access")
+
+
+class Answer:
+    """What is seen of an answer on its way. A request whose answer never starts was given up by its client."""
+
+    def __init__(self) -> None:
+        self.status = CLIENT_GONE
+        self.request_id: str | None = None
+        self._ended = False
+        self._missing: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the client got all of it; it may hang up as soon as it has as many bytes as were announced."""
+        return self._ended or self._missing == 0
+
+    def start(self, event: HTTPResponseStartEvent) -> None:
+        """Take in status and headers."""
+        self.status = event["status"]
+        for name, value in event["headers"]:
+            match name.lower():
+                case b"x-request-id":
+                    self.request_id = value.decode()
+                case b"content-length":
+                    self._missing = int(value)
+
+    def go_on(self, event: HTTPResponseBodyEvent) -> None:
+        """Take in a piece of the body."""
+        if self._missing is not None:
+            self._missing -= len(event["body"])
+        self._ended = not event["more_body"]
 
 
 class Observed:
@@ -33,17 +64,15 @@ class Observed:
             return
         scope.setdefault("state", {})  # shared with what the application makes of the scope
         started = time.perf_counter()
-        # a request whose answer never starts was given up by its client
-        answer: dict[str, Any] = {"status": CLIENT_GONE, "request_id": None, "complete": False}
+        answer = Answer()
 
         async def observed_send(event: ASGISendEvent) -> None:
             if event["type"] == "http.response.start":
-                answer["status"] = event["status"]
-                answer["request_id"] = next((value.decode() for name, value in event["headers"] if name == b"x-request-id"), None)
+                answer.start(event)
                 if self._drain.draining:
                     event = event | {"headers": [*event["headers"], (b"connection", b"close")]}
-            elif event["type"] == "http.response.body" and not event.get("more_body", False):
-                answer["complete"] = True
+            elif event["type"] == "http.response.body":
+                answer.go_on(event)
             await send(event)
 
         self._metrics.in_flight.inc()
@@ -53,20 +82,20 @@ class Observed:
             self._metrics.in_flight.dec()
             self._record(scope, answer, time.perf_counter() - started)
 
-    def _record(self, scope: Scope, answer: dict[str, Any], seconds: float) -> None:
+    def _record(self, scope: Scope, answer: Answer, seconds: float) -> None:
         method = scope["method"] if scope["method"] in METHODS else "other"
         route = scope["state"].get(ROUTE, UNMATCHED)
-        self._metrics.request(method, route, answer["status"], seconds)
+        self._metrics.request(method, route, answer.status, seconds)
         if route in QUIET:
             return
         log.info(
             "request",
             method=method,
             route=route,
-            status=answer["status"],
+            status=answer.status,
             ms=round(seconds * 1000, 1),
-            request_id=answer["request_id"],
-            complete=answer["complete"],
+            request_id=answer.request_id,
+            complete=answer.complete,
         )
 
 

@@ -1,0 +1,154 @@
+"""Contract, section 16, and the probes."""
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from api.app import create_app
+from api.apps import system_app
+from rag.errors import DatabaseUnavailable, Unavailable
+from rag.store.memory import MemoryStore
+
+
+class RedStore(MemoryStore):
+    def health(self) -> dict[str, str]:
+        return {"type": "memory", "status": "red"}
+
+
+class FullBlobs:
+    """A blob store on a disk that is full."""
+
+    def put(self, key: str, source: Any) -> int:
+        raise Unavailable("the file cannot be stored: no space left on device")
+
+    def delete(self, key: str) -> None:
+        """Nothing to remove."""
+
+
+class FullDatabase:
+    """A database on the same disk."""
+
+    async def write(self, *_: Any) -> None:
+        raise DatabaseUnavailable("the database cannot answer: OperationalError")
+
+
+class StoppedWorker:
+    alive = False
+
+
+class Cold:
+    reason = "the embedding model is being loaded"
+
+
+async def get(api: Any, path: str) -> Any:
+    """The answer of a path at the server's root, without a key."""
+    return await api.answer("GET", path, await api.client.get(path))
+
+
+async def test_ping_version_and_config_need_no_key(api) -> None:
+    assert (await api.call("GET", "/system/ping", key="nobody")).body == b"pong"
+    assert re.fullmatch(r"v\d+\.\d+\.\d+", (await api.call("GET", "/system/version", key="nobody")).data)
+    assert set((await api.call("GET", "/system/config", key="nobody")).data) == {"registerEnabled", "disablePasswordLogin"}
+
+
+@pytest.mark.parametrize("path", ["/api/v1/system/healthz", "/api/v1/v1/system/healthz", "/v1/system/healthz"])
+async def test_healthz_has_no_envelope(api, path: str) -> None:
+    answer = await get(api, path)
+    assert (answer.status, answer.body) == (200, {"db": "ok", "redis": "ok", "doc_engine": "ok", "storage": "ok", "status": "ok"})
+
+
+async def test_healthz_names_the_part_that_failed(api) -> None:
+    parts = dataclasses.replace(api.parts, store=RedStore())
+    client = create_app(parts).test_client()
+    response = await client.get("/api/v1/system/healthz")
+    body = await response.get_json()
+    assert response.status_code == 503
+    assert (body["doc_engine"], body["db"], body["status"]) == ("nok", "ok", "nok")
+    assert body["_meta"]["doc_engine"]["error"] == "the search store does not answer"
+
+
+async def test_status_names_the_parts_and_needs_a_key(api) -> None:
+    data = (await api.call("GET", "/system/status")).data
+    assert data["database"]["database"] == "sqlite"
+    assert {name: data[name]["status"] for name in ("doc_engine", "storage", "database", "redis")} == dict.fromkeys(
+        ("doc_engine", "storage", "database", "redis"), "green"
+    )
+    assert "type" in data["doc_engine"]
+    assert data["task_executor_heartbeats"] == {}
+    assert (await api.call("GET", "/system/status", key="nobody")).status == 401
+
+
+async def test_tokens_are_made_listed_and_deleted_by_their_tenant_alone(api) -> None:
+    made = (await api.call("POST", "/system/tokens")).data
+    assert set(made) == {"tenant_id", "token", "beta", "create_time", "create_date", "update_time", "update_date"}
+    assert re.fullmatch(r"ragflow-[A-Za-z0-9_-]{43}", made["token"])
+    assert len(made["beta"]) == 32
+    assert made["update_time"] is None
+    listed = (await api.call("GET", "/system/tokens", key=made["token"])).data
+    assert {key["token"] for key in listed} == {api.key, made["token"]}
+    assert {"dialog_id", "source", "update_date"} <= set(listed[0])
+    assert (await api.call("DELETE", f"/system/tokens/{made['token']}", key=api.other_key)).data is True
+    assert (await api.call("GET", "/system/tokens", key=made["token"])).status == 200, "another tenant's deletion does nothing"
+    assert (await api.call("DELETE", f"/system/tokens/{made['token']}")).data is True
+    assert (await api.call("GET", "/system/tokens", key=made["token"])).status == 401, "deleted at once in this process"
+    assert (await api.call("DELETE", "/system/tokens/unknown")).data is True
+
+
+async def test_ready_when_every_part_works(api) -> None:
+    answer = await get(api, "/readyz")
+    assert (answer.status, answer.body["status"]) == (200, "ok")
+    assert set(answer.body["parts"]) == {"server", "database", "blobs", "store", "embedder", "worker"}
+
+
+@pytest.mark.parametrize(
+    ("part", "broken", "reason"),
+    [
+        ("store", {"store": RedStore()}, "the search store does not answer"),
+        ("database", {"session": FullDatabase()}, "the database cannot answer: OperationalError"),
+        ("blobs", {"blobs": FullBlobs()}, "the file cannot be stored: no space left on device"),
+        ("embedder", {"warmup": Cold()}, "the embedding model is being loaded"),
+        ("worker", {"worker": StoppedWorker()}, "the ingestion worker has stopped"),
+    ],
+)
+async def test_not_ready_says_which_part_and_why(api, part: str, broken: dict[str, Any], reason: str) -> None:
+    client = create_app(dataclasses.replace(api.parts, **broken)).test_client()
+    response = await client.get("/readyz")
+    body = await response.get_json()
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
+    assert {name for name, state in body["parts"].items() if not state["ok"]} == {part}
+    assert body["parts"][part]["reason"] == reason
+
+
+async def test_a_draining_server_is_alive_and_not_ready(api) -> None:
+    api.parts.drain.start()
+    assert (await get(api, "/healthz")).status == 200
+    answer = await get(api, "/readyz")
+    assert answer.status == 503
+    assert answer.body["parts"]["server"]["reason"] == "the server is stopping"
+
+
+async def test_parts_are_asked_once_a_second_however_often_readyz_is(api) -> None:
+    asked = []
+
+    class CountingStore(MemoryStore):
+        def health(self) -> dict[str, str]:
+            asked.append(1)
+            return super().health()
+
+    client = create_app(dataclasses.replace(api.parts, store=CountingStore())).test_client()
+    for _ in range(20):
+        assert (await client.get("/readyz")).status_code == 200
+    assert len(asked) < 5
+
+
+async def test_metrics_are_in_prometheus_format(api) -> None:
+    answer = await get(api, "/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert b'millrace_ingest_backlog{state="waiting"} 0.0' in answer.body
+
+
+def test_the_version_spoken_is_the_sdks() -> None:
+    assert system_app.API_VERSION == "v0.27.0"
