@@ -16,6 +16,10 @@ def run(job, emit):
             emit({"pid": os.getpid()})
             while True:
                 time.sleep(1)
+        case "chatter":
+            while True:
+                time.sleep(0.01)
+                emit({"still": "here"})
         case "spin":
             while True:
                 pass

@@ -67,7 +67,7 @@ async def test_a_crash_fails_only_its_job(sandbox, evil):
     assert len(await done(sandbox, do="count", to=3)) == 3
 
 
-@pytest.mark.parametrize("evil", ["hang", "spin"])
+@pytest.mark.parametrize("evil", ["hang", "spin", "chatter"])
 async def test_a_job_over_its_deadline_is_killed(sandbox, evil):
     with pytest.raises(ParserKilled, match=r"longer than 0\.3 seconds"):
         await done(sandbox, deadline_seconds=0.3, do=evil)

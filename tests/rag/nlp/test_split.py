@@ -148,6 +148,13 @@ def test_overlap_repeats_at_most_so_much_and_starts_at_a_sentence():
         assert shared.startswith("s")
 
 
+def test_an_overlap_behind_which_nothing_new_fits_is_shortened():
+    text = "0 000000000000"
+    spans = list(split(text, SplitOptions("character", 12, 6), WordCounter()))
+    assert all(before.end < after.end for before, after in pairwise(spans))
+    assert spans[-1].end == len(text)
+
+
 def test_ten_million_characters_without_a_blank_are_split():
     spans = list(split("x" * 10_000_000, SplitOptions(size=512), WordCounter()))
     assert spans[0].start == 0
