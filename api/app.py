@@ -33,6 +33,7 @@ from api.errors import error_response
 from api.parts import Parts
 from api.routes import Routes, RouteSpec
 from api.upload import Uploader
+from rag.deadline import within
 from rag.errors import DeadlineExceeded
 
 BLUEPRINTS: tuple[Routes, ...] = (
@@ -103,7 +104,8 @@ class Application(Quart):
             return await handler(**arguments)
         try:
             async with asyncio.timeout(self._seconds):
-                return await handler(**arguments)
+                with within(self._seconds):
+                    return await handler(**arguments)
         except TimeoutError:
             raise DeadlineExceeded(f"the request took longer than {self._seconds:g} seconds") from None
 

@@ -159,6 +159,7 @@ def open_models(
         document_lane=lanes.ingest_model,
         cache_dir=settings.cache_dir or data_dir / "cache",
         query_cache_size=QUERY_CACHE_SIZE,
+        rerank_seconds=settings.rerank_timeout_seconds,
     )
 
 

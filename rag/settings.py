@@ -35,7 +35,7 @@ class ModelSettings(BaseModel):
     base_url: str | None = Field(None, description="the OpenAI-compatible endpoint, with or without /v1")
     api_key_env: str | None = Field(None, description="the environment variable that holds the key")
     path: Path | None = Field(None, description="a model directory on this machine; beside a base_url it only counts tokens (embedding)")
-    context_tokens: Positive = Field(8192, description="tokens the model reads and writes together (chat)")
+    context_tokens: Positive = Field(8192, description="tokens read and written together (chat), or of query and text (rerank)")
     dimension: Positive | None = Field(None, description="length of its vectors; asked of the endpoint when left out (embedding)")
     max_batch: Positive = Field(32, description="texts sent in one call (embedding)")
     concurrency: Positive = Field(64, description="calls under way at once")
@@ -97,6 +97,10 @@ class Settings(BaseModel):
     )
 
     rerank_candidates: Positive = Field(64, description="candidates a reranker scores")
+    rerank_timeout_seconds: Seconds = Field(
+        10.0, description="longest time reranking may take of a request, with the models that stand in for a failing one",
+        json_schema_extra=SECONDS,
+    )  # fmt: skip
     keep_vector_only: bool = Field(
         True, description="whether chunks that share no word with the question are found while others do"
     )

@@ -140,7 +140,8 @@ class DocumentCount:
 class Retrieval:
     """One page of a ranked list, with the list's length and per-document counts (descending), both independent of the page.
 
-    `degraded` names the stages that failed and were left out; `timings` maps a stage to milliseconds.
+    `degraded` names the stages that failed and were left out, `reasons` tells of some of them why, in words for the caller;
+    `timings` maps a stage to milliseconds.
     """
 
     total: int
@@ -148,6 +149,7 @@ class Retrieval:
     documents: tuple[DocumentCount, ...]
     degraded: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------------------------------------------- models

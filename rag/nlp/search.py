@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from rag.errors import DeadlineExceeded, InvalidArgument, Overloaded, ProviderBadReply, ProviderError, Unavailable
+from rag.errors import DeadlineExceeded, InvalidArgument, MillraceError, Overloaded, ProviderBadReply, ProviderError, Unavailable
 from rag.nlp.fuse import Ranking, fuse, fuse_reranked
 from rag.nlp.highlight import Highlighter
 from rag.nlp.query import question_terms
@@ -84,6 +84,7 @@ async def async_retrieval(
         return Retrieval(total=0, chunks=(), documents=())
     watch = _Stopwatch()
     degraded: list[str] = []
+    reasons: dict[str, str] = {}
 
     with watch.stage("analyse"):
         question_as_terms = question_terms(question)
@@ -93,8 +94,9 @@ async def async_retrieval(
             try:
                 vector, trust = await embedder.embed_query(question), embedder.trust(question)
             except _MODEL_FAILURES as exc:
-                _log.warning("embedding failed, searching by text only", error=type(exc).__name__)
                 degraded.append("embed")
+                reasons["embed"] = _reason(exc)
+                _log.warning("embedding failed, searching by text only", error=type(exc).__name__, reason=reasons["embed"])
 
     with watch.stage("search"):
         search = _search_request(request, question_as_terms, vector, embedder.space if embedder else "")
@@ -111,8 +113,9 @@ async def async_retrieval(
                     request, candidates, trust, store, search_lane, reranker, model_lane or search_lane
                 )  # fmt: skip
             except _MODEL_FAILURES as exc:
-                _log.warning("reranking failed, keeping the fused order", error=type(exc).__name__)
                 degraded.append("rerank")
+                reasons["rerank"] = _reason(exc)
+                _log.warning("reranking failed, keeping the fused order", error=type(exc).__name__, reason=reasons["rerank"])
 
     with watch.stage("fetch"):
         start = (request.page - 1) * request.page_size
@@ -132,7 +135,7 @@ async def async_retrieval(
             for i, chunk in enumerate(chunks)
             if chunk is not None  # deleted since it was found
         )
-    return Retrieval(len(ranking), entries, documents, tuple(degraded), watch.timings())
+    return Retrieval(len(ranking), entries, documents, tuple(degraded), watch.timings(), reasons)
 
 
 async def async_rerank_by_model(question: str, texts: Sequence[str], reranker: Reranker, lane: Lane) -> np.ndarray:
@@ -153,6 +156,11 @@ async def async_rerank_by_model(question: str, texts: Sequence[str], reranker: R
     if not np.isfinite(scores).all():
         raise ProviderBadReply("the reranker gave a score that is not a finite number")
     return scores
+
+
+def _reason(failure: BaseException) -> str:
+    """Why a stage failed: our own errors say so in words of our own."""
+    return str(failure) if isinstance(failure, MillraceError) else "no answer in time"
 
 
 def _check(request: RetrievalRequest) -> None:

@@ -241,6 +241,7 @@ async def test_a_reranker_reads_a_bounded_number_of_the_best(ask):
 async def test_a_failing_reranker_leaves_the_fused_order(ask, failure):
     found = await ask(reranker=BlockingReranker({}, failure))
     assert found.degraded == ("rerank",)
+    assert found.reasons == {"rerank": str(failure) or "no answer in time"}
     assert ids(found) == ids(await ask())
 
 
