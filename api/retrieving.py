@@ -12,7 +12,7 @@ from db.services.dataset_service import DatasetRecord
 from rag.errors import NotFound, Overloaded, ProviderError
 from rag.flow import question as helpers
 from rag.nlp.search import RetrievalRequest, async_retrieval
-from rag.ports import ChatModel, Embedder
+from rag.ports import ChatModel, Embedder, Reranker
 from rag.types import Retrieval
 
 log = structlog.get_logger("millrace.retrieval")
@@ -26,7 +26,9 @@ class Help:
     languages: tuple[str, ...] = ()
 
 
-async def retrieve(parts: Parts, request: RetrievalRequest, datasets: Sequence[DatasetRecord], helped: Help) -> Retrieval:
+async def retrieve(
+    parts: Parts, request: RetrievalRequest, datasets: Sequence[DatasetRecord], helped: Help, reranker: Reranker | None = None
+) -> Retrieval:
     """The page that was asked for. What could not help is named in `degraded`. Raises as `async_retrieval`."""
     question, degraded = await _helped(parts, request.question, helped)
     embedder = _embedder(parts, datasets[0].embedding_model)
@@ -43,6 +45,8 @@ async def retrieve(parts: Parts, request: RetrievalRequest, datasets: Sequence[D
         store=parts.store,
         search_lane=parts.lanes.search,
         embedder=embedder,
+        reranker=reranker,
+        model_lane=parts.lanes.model,
         document_names=names,
     )
     degraded = [*found.degraded, *degraded]

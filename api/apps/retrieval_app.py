@@ -15,8 +15,9 @@ from api.routes import Routes
 from api.schema import retrieval as schema
 from db.services import dataset_service, document_service
 from db.services.dataset_service import DatasetRecord
-from rag.errors import NotFound
+from rag.errors import NotFound, ProviderError
 from rag.nlp.search import RetrievalRequest
+from rag.ports import Reranker
 from rag.types import RankedChunk, Retrieval
 
 api = Routes("retrieval")
@@ -46,14 +47,17 @@ async def retrieve() -> Response:
     dataset_ids = [dataset.id for dataset in datasets]
     named = await _named_documents(body, dataset_ids)
     request, helped = _request(body, question, dataset_ids)
+    reranker = _reranker(body.get("rerank_id"))
     metadata = _asked_metadata(body)
     document_ids = await _documents(body, dataset_ids, named)
     if not question.strip() or document_ids == ():
         return respond.reply({"total": 0, "chunks": [], "doc_aggs": {}})
     try:
-        found = await retrieving.retrieve(parts(), replace(request, document_ids=document_ids), datasets, helped)
+        found = await retrieving.retrieve(parts(), replace(request, document_ids=document_ids), datasets, helped, reranker)
     except NotFound as error:
         raise ApiError(102, NO_CHUNK, 404) from error
+    if reranker is not None and "rerank" in found.degraded:
+        raise ProviderError("the rerank model cannot be used now")
     metas = await retrieving.metadata_of(parts(), tenant_id(), found) if metadata.include else None
     return respond.reply(_wire(found, metas, metadata, explain=request.explain))
 
@@ -107,8 +111,6 @@ def _request(body: Mapping[str, Any], question: str, dataset_ids: Sequence[str])
     if highlight is None:
         raise ApiError(102, "`highlight` should be a boolean")
     page, page_size = page_of({name: integer(body, name, default) for name, default in (("page", 1), ("page_size", 30))})
-    if body.get("rerank_id"):
-        _check_reranker(str(body["rerank_id"]))
     languages = body.get("cross_languages") or []
     if not isinstance(languages, list):
         raise ApiError(101, "`cross_languages` should be a list")
@@ -127,12 +129,13 @@ def _request(body: Mapping[str, Any], question: str, dataset_ids: Sequence[str])
     return request, Help(bool(body.get("keyword")), tuple(str(language) for language in languages))
 
 
-def _check_reranker(name: str) -> None:
+def _reranker(name: Any) -> Reranker | None:
+    if not name:
+        return None
     try:
-        spec = parts().models.resolve(name, "rerank")
+        return parts().models.reranker(str(name))
     except NotFound as error:
         raise ApiError(102, f"Model {name} not found for model rerank", 404) from error
-    raise ApiError(503, f"the rerank model {spec.identifier} cannot be used", 503)
 
 
 async def _documents(body: Mapping[str, Any], dataset_ids: Sequence[str], named: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException
 
 from api.app import Application, create_app
 from api.ingest_records import DatabaseRecords
-from api.parts import Lanes, Parts
+from api.parts import Lanes, Parts, open_client
 from db.services import tenant_service
 from db.session import Session
 from rag.llm.model_directory import bundled_model_path
@@ -206,12 +206,18 @@ async def api(tmp_path: Path, server_settings: dict[str, Any]) -> AsyncIterator[
         ModelSpec("other", "Sim", "embedding", base_url="http://localhost:9/v1", dimension=64),
         ModelSpec("reader", "Sim", "rerank", base_url="http://localhost:9/v1"),
     ]
-    models = Models(
-        specs, {"friend": MODEL}, Transport(None), query_lane=lanes.model, document_lane=lanes.ingest_model, cache_dir=tmp_path / "cache"
-    )
-    parts = Parts(settings, lanes, session, MemoryStore(), LocalBlobStore(tmp_path / "blobs"), models)
-    tenants = [await session.write(tenant_service.ensure_tenant, name) for name in ("one", "two")]
-    keys = [await session.write(tenant_service.create_key, tenant.id) for tenant in tenants]
-    yield Server(create_app(parts), parts, tenants[0].id, keys[0].token, tenants[1].id, keys[1].token)
+    async with open_client() as client:
+        models = Models(
+            specs,
+            {"friend": MODEL},
+            Transport(client),
+            query_lane=lanes.model,
+            document_lane=lanes.ingest_model,
+            cache_dir=tmp_path / "cache",
+        )
+        parts = Parts(settings, lanes, session, MemoryStore(), LocalBlobStore(tmp_path / "blobs"), models)
+        tenants = [await session.write(tenant_service.ensure_tenant, name) for name in ("one", "two")]
+        keys = [await session.write(tenant_service.create_key, tenant.id) for tenant in tenants]
+        yield Server(create_app(parts), parts, tenants[0].id, keys[0].token, tenants[1].id, keys[1].token)
     for lane in lanes.all:
         lane.close()
