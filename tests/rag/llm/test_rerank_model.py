@@ -1,9 +1,12 @@
 """Each vendor's wire format as its documentation shows it: the request we send and the answer we read."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
@@ -12,6 +15,8 @@ from rag.llm.endpoint import Endpoint
 from rag.llm.rerank_model import OpenAI_APIRerank, VendorReranker, vendor_class
 from rag.llm.resilience import Guard
 from rag.llm.transport import Transport
+from rag.nlp.search import async_rerank_by_model
+from rag.threads import Lane
 
 QUERY = "organic skincare"
 TEXTS = ["eco-friendly kitchenware", "natural organic skincare range"]
@@ -257,3 +262,27 @@ def test_only_the_bge_models_of_novita_read_less() -> None:
         return vendor_class("NovitaAI")(model, endpoint, None, Guard("m", 1, 1.0)).most_tokens()
 
     assert (most("baai/bge-reranker-v2-m3"), most("qwen/qwen3-reranker-8b")) == (1024, 8192)
+
+
+def documented_classes() -> dict[str, type]:
+    """The classes of docs/adding-a-provider.md, made from the page itself."""
+    page = (Path(__file__).parents[3] / "docs" / "adding-a-provider.md").read_text("utf-8")
+    scope: dict[str, Any] = {"VendorReranker": VendorReranker, "np": np}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, scope)
+    return scope
+
+
+async def test_the_documented_vendor_works_as_it_stands(vendor: VendorSimulator, transport: Transport) -> None:
+    acme = documented_classes()["AcmeRerank"]
+    entries = [{"index": 1, "relevance_score": 2.0}, {"index": 0, "relevance_score": -2.0}]
+    vendor.behaviour = Behaviour(reply=lambda body: {"results": entries})
+    endpoint = Endpoint("m@Acme", acme.url(vendor.base_url, "m"), "Bearer sk")
+    scores, tokens = await acme("m", endpoint, transport, Guard("m@Acme", 8, 5.0)).async_similarity(QUERY, TEXTS)
+    assert vendor.requests[0].path == "/v1/rerank"
+    assert (scores.tolist(), tokens) == (pytest.approx([0.119, 0.881], abs=1e-3), None)
+
+
+async def test_the_documented_class_with_only_similarity_works_through_the_executor(query_lane: Lane) -> None:
+    scores = await async_rerank_by_model(QUERY, TEXTS, documented_classes()["WordOverlap"](), query_lane)
+    assert scores.tolist() == [0.0, 1.0]
