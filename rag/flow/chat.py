@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ class ChatTask:
     `retrieve` finds the chunks for a question; None for a chat without datasets. `model` None: the extractive answerer.
     `count_tokens` counts as the model does, or nearly. `empty_response` answers in the model's place when nothing is found;
     "" lets the model answer. `deadline_seconds` bounds the whole answer. `alongside` is work of the caller's that must be done
-    before the answer begins; it runs while the chunks are found, and its error is the answer's.
+    before the first event; it runs while the chunks are found and the model reads, and its error is the answer's.
     """
 
     messages: Sequence[ChatMessage]
@@ -98,6 +98,28 @@ async def async_chat(task: ChatTask) -> AsyncIterator[ChatEvent]:
     Closing it, or cancelling whoever awaits it, closes the model's stream at once. Raises `ProviderError` when the model fails,
     `TooLarge` when the question does not fit into its window, `DeadlineExceeded`, and what the retrieval raises.
     """
+    async with _beside(task.alongside) as alongside, aclosing(_answer(task)) as events:
+        async for event in events:
+            await alongside
+            yield event
+
+
+@asynccontextmanager
+async def _beside(work: Callable[[], Awaitable[Any]] | None) -> AsyncIterator[Awaitable[Any]]:
+    """The work, begun; cancelled when the block is left before it is done."""
+    running = asyncio.ensure_future(_nothing() if work is None else work())
+    try:
+        yield running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def _answer(task: ChatTask) -> AsyncIterator[ChatEvent]:
     started = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + task.deadline_seconds
     found = await _before(deadline, task, _find(task))
@@ -115,12 +137,10 @@ async def async_chat(task: ChatTask) -> AsyncIterator[ChatEvent]:
 
 async def _find(task: ChatTask) -> Outcome:
     """Work on the question, then retrieve. Values: `retrieve`, absent for a chat without datasets."""
-    nodes = [] if task.retrieve is None else [*_question_nodes(task)]
-    if task.retrieve is not None:
-        nodes.append(_retrieve_node(task, task.retrieve, after=tuple(node.name for node in nodes)))
-    if (alongside := task.alongside) is not None:
-        nodes.append(Node("alongside", lambda _: alongside(), required=True))
-    return await Flow(nodes).run()
+    if task.retrieve is None:
+        return Outcome()
+    nodes = list(_question_nodes(task))
+    return await Flow([*nodes, _retrieve_node(task, task.retrieve, after=tuple(node.name for node in nodes))]).run()
 
 
 def _question_nodes(task: ChatTask) -> Iterator[Node]:

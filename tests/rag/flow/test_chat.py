@@ -252,3 +252,40 @@ async def test_without_a_model_the_best_sentence_is_quoted_with_its_citation() -
 
 async def test_without_a_model_and_without_datasets_it_says_so() -> None:
     assert text_of(await run(task(None, None))) == NO_DATASETS
+
+
+async def test_the_callers_own_work_is_done_before_the_first_event_and_runs_beside_the_model() -> None:
+    model = ScriptedModel("Yes")
+
+    async def work() -> None:
+        await model.begun.wait()
+
+    assert text_of(await run(task(model, alongside=work))) == "Yes"
+
+
+async def test_the_callers_own_work_failing_is_the_answers_error() -> None:
+    async def work() -> None:
+        raise Unavailable("no session can be opened")
+
+    model = ScriptedModel("never said")
+    with pytest.raises(Unavailable, match="no session"):
+        await run(task(model, alongside=work))
+    assert model.closed.is_set()
+
+
+async def test_the_callers_own_work_is_cancelled_with_the_answer() -> None:
+    begun, stopped = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    waiting = asyncio.create_task(run(task(ScriptedModel("never said"), alongside=work)))
+    await begun.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert stopped.is_set()
