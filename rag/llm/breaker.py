@@ -5,7 +5,7 @@ Pattern: M. Nygard, "Release It!", chapter 5. Used on the event loop only; it ha
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -74,15 +74,26 @@ class Breaker:
             raise CircuitOpen(f"{self.name} failed too often and is left alone for a while")
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Around one call: learns from how it ends. Raises `CircuitOpen` when the call must not be made."""
+    def watch(self) -> Iterator[Callable[[ProviderError], bool]]:
+        """Around one call: learns from how it ends. Raises `CircuitOpen` when the call must not be made.
+
+        A call of several attempts tells each failed one to the function it is given, which answers whether another may be made.
+        """
         self.check()
         era, probe = self._era, bool(self._openings)
         self._probing = probe
-        try:
-            yield
-        except BaseException as error:
+        told: list[BaseException] = []
+
+        def attempt_failed(error: ProviderError) -> bool:
+            told.append(error)
             self._learn(era, probe, error)
+            return era == self._era
+
+        try:
+            yield attempt_failed
+        except BaseException as error:
+            if error not in told:
+                self._learn(era, probe, error)
             raise
         else:
             self._learn(era, probe, None)

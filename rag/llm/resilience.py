@@ -45,11 +45,11 @@ class Guard:
         deadline = self._deadline(seconds)
         self.breaker.check()
         async with self._turn(deadline):
-            with self.breaker.watch():
+            with self.breaker.watch() as attempt_failed:
                 try:
                     return await attempt()
                 except ProviderError as error:
-                    await self._pause(error, deadline)
+                    await self._pause(error, deadline, attempt_failed)
                 return await attempt()
 
     async def stream(self, attempt: Callable[[], AsyncIterator[T]]) -> AsyncIterator[T]:
@@ -57,7 +57,7 @@ class Guard:
         deadline = self._deadline()
         self.breaker.check()
         async with self._turn(deadline):
-            with self.breaker.watch():
+            with self.breaker.watch() as attempt_failed:
                 started = False
                 try:
                     async with aclosing(attempt()) as items:
@@ -68,7 +68,7 @@ class Guard:
                 except ProviderError as error:
                     if started:
                         raise
-                    await self._pause(error, deadline)
+                    await self._pause(error, deadline, attempt_failed)
                 async with aclosing(attempt()) as items:
                     async for item in items:
                         yield item
@@ -88,7 +88,7 @@ class Guard:
         finally:
             self._turns.release()
 
-    async def _pause(self, error: ProviderError, deadline: float) -> None:
+    async def _pause(self, error: ProviderError, deadline: float, attempt_failed: Callable[[ProviderError], bool]) -> None:
         """Wait until the call may be sent again, or raise the error when it may not."""
         match error:
             case ConnectionLost():
@@ -102,5 +102,8 @@ class Guard:
             case _:
                 raise error
         if asyncio.get_running_loop().time() + seconds >= deadline:
+            raise error
+        # An endpoint that says when to come back is well; of any other failure the breaker hears before the call is over.
+        if not isinstance(error, ProviderBusy) and not attempt_failed(error):
             raise error
         await asyncio.sleep(seconds)

@@ -142,3 +142,22 @@ def test_an_endpoint_that_names_a_time_is_left_alone_until_then_but_not_forever(
     call(breaker, ProviderBusy("busy", 3600.0))
     clock.now = 12.0
     assert breaker.state == "half_open"
+
+
+def test_failed_attempts_count_before_the_call_is_over_and_only_once(breaker: Breaker) -> None:
+    errors = [ProviderError("500") for _ in range(4)]
+    with suppress(ProviderError), breaker.watch() as attempt_failed:
+        assert [attempt_failed(error) for error in errors[:3]] == [True, True, True]
+        raise errors[2]
+    assert breaker.state == "closed"
+    with breaker.watch() as attempt_failed:
+        assert not attempt_failed(errors[3])
+    assert breaker.state == "open"
+
+
+def test_a_probe_makes_one_attempt(breaker: Breaker, clock: Clock) -> None:
+    open_up(breaker)
+    clock.now = 2.0
+    with breaker.watch() as attempt_failed:
+        assert not attempt_failed(ProviderError("500"))
+    assert breaker.state == "open"

@@ -47,12 +47,11 @@ NEVER = [
 
 @pytest.mark.parametrize("error", AGAIN, ids=lambda error: type(error).__name__)
 async def test_what_reached_nobody_is_tried_once_more(error: ProviderError) -> None:
-    guard = Guard("m@P", 1, 10.0)
-    for run in (lambda attempts: guard.call(attempts.call), lambda attempts: streamed(guard, attempts)):
-        once, twice = Attempts(error), Attempts(error, error)
-        assert await run(once) == "answer"
+    for run in (lambda guard, attempts: guard.call(attempts.call), streamed):
+        guard, once, twice = Guard("m@P", 1, 10.0), Attempts(error), Attempts(error, error)
+        assert await run(guard, once) == "answer"
         with pytest.raises(type(error)):
-            await run(twice)
+            await run(guard, twice)
         assert (once.made, twice.made) == (2, 2)
 
 
@@ -162,3 +161,20 @@ async def test_a_cancelled_call_gives_its_turn_back() -> None:
     holder.cancel()
     await asyncio.gather(holder, waiting, return_exceptions=True)
     assert await guard.call(Attempts().call) == "answer"
+
+
+async def test_a_second_attempt_is_not_made_when_others_have_found_the_endpoint_dead() -> None:
+    guard = Guard("m@P", 10, 10.0, breaker=Breaker("P", min_calls=5), repeats_failures=True)
+    all_sent = asyncio.Barrier(10)
+    made = 0
+
+    async def attempt() -> None:
+        nonlocal made
+        made += 1
+        if made <= 10:
+            await all_sent.wait()
+        raise ProviderUnreachable("gone")
+
+    results = await asyncio.gather(*(guard.call(attempt) for _ in range(10)), return_exceptions=True)
+    assert {str(result) for result in results} == {"gone"}
+    assert made == 10 + 4
