@@ -7,6 +7,7 @@ import structlog
 from rag.errors import MillraceError
 from rag.llm.registry import Registry
 
+PROBE = "ready"
 RETRY_SECONDS = 5.0
 
 log = structlog.get_logger("millrace.warmup")
@@ -23,7 +24,7 @@ class Warmup:
         """Try until the model has answered once. A model behind an endpoint may be down for long: searches then use words alone."""
         while self.reason:
             try:
-                await self._models.warm()
+                await self._models.embedder().embed_query(PROBE)
             except MillraceError as error:
                 self.reason = f"the embedding model does not answer: {error}"
                 log.warning("embedding model not ready", reason=self.reason)

@@ -24,8 +24,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield start_one
     for server in servers:
-        if server.process.poll() is None:
-            server.kill()
+        server.kill()
 
 
 @pytest.fixture(scope="module")
