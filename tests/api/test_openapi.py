@@ -1,0 +1,73 @@
+"""/openapi.json and /docs: every route of the application, from one table."""
+
+import re
+
+from werkzeug.exceptions import HTTPException
+
+from api.openapi import PAGE
+from tests.api.conftest import Server
+
+PUBLIC = {
+    "/api/v1/system/ping", "/api/v1/system/version", "/api/v1/system/config", "/api/v1/system/healthz", "/api/v1/dify/retrieval/health",
+}  # fmt: skip
+
+
+async def test_every_route_of_the_application_is_documented(api: Server) -> None:
+    document = (await api.call("GET", "/openapi.json", key="none")).body
+    documented = {(method.upper(), path) for path, operations in document["paths"].items() for method in operations}
+    served = {
+        (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+        for rule in api.app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+    assert documented == served
+
+
+async def test_the_document_is_sound(api: Server) -> None:
+    document = (await api.call("GET", "/openapi.json")).body
+    assert document["openapi"] == "3.1.0"
+    operations = [(path, operation) for path, methods in document["paths"].items() for operation in methods.values()]
+    ids = [operation["operationId"] for _, operation in operations]
+    assert len(ids) == len(set(ids))
+    for path, operation in operations:
+        assert operation["summary"], path
+        assert {item["name"] for item in operation["parameters"] if item["in"] == "path"} == set(re.findall(r"{(\w+)}", path))
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', (await (await api.client.get("/openapi.json")).get_data()).decode()))
+    assert references <= document["components"]["schemas"].keys()
+
+
+async def test_two_models_never_share_a_name(api: Server) -> None:
+    names: dict[str, object] = {}
+    for spec in api.app.specs.values():
+        for model in (spec.body, spec.query):
+            if model is not None:
+                assert names.setdefault(model.__name__, model) is model, model
+
+
+async def test_public_routes_are_those_of_the_contract_and_need_no_key(api: Server) -> None:
+    public = {rule for spec in api.app.specs.values() if spec.public for rule in spec.rules}
+    assert public >= PUBLIC
+    outside = {rule for rule in public if rule.startswith("/api/v1")} - PUBLIC
+    assert outside <= {"/api/v1/v1/system/healthz", "/api/v1/language"}
+    for endpoint, spec in api.app.specs.items():
+        if not spec.public:
+            path = re.sub(r"<[^>]+>", "0" * 32, spec.rules[0])
+            response = await api.client.open(path, method=spec.methods[0])
+            assert response.status_code == 401, endpoint
+
+
+async def test_the_page_needs_nothing_from_elsewhere(api: Server) -> None:
+    answer = await api.call("GET", "/docs", key="none")
+    assert answer.body == PAGE.read_bytes()
+    assert not re.search(rb"(?:src|href)=\"(?:https?:)?//|@import|url\(", answer.body)
+
+
+async def test_aliases_are_routes_too(api: Server) -> None:
+    adapter = api.app.url_map.bind("x")
+    for spec in api.app.specs.values():
+        for rule in spec.rules:
+            try:
+                endpoint, _ = adapter.match(re.sub(r"<[^>]+>", "x", rule), method=spec.methods[0])
+            except HTTPException as error:  # pragma: no cover - the message tells the rule
+                raise AssertionError(rule) from error
+            assert endpoint == spec.endpoint
