@@ -1,0 +1,284 @@
+"""db/services/task_service.py: leases, parse runs and the outbox of purges."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.models import Dataset, Document, Task, new_id, now_ms
+from db.services import dataset_service, document_service, task_service
+from db.services.document_service import Upload
+from db.services.task_service import ATTEMPTS, FAILURES, Purge
+from db.session import Session
+from rag.errors import Unavailable
+from rag.threads import Lane
+from rag.types import IngestTask
+
+TENANT = "1" * 32
+LEASE = 60.0
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    lane = Lane("db", threads=4, queue_limit=1000)
+    session = Session(tmp_path / "test.sqlite3", lane)
+    session.create_tables()
+    yield session
+    session.close()
+    lane.close()
+
+
+def make_dataset(session: Session, tenant: str = TENANT) -> str:
+    values = {"name": "facts", "embedding_model": "m@P", "parser_config": {"chunk_token_num": 9}}
+    return session.write_now(dataset_service.create, tenant, values).id
+
+
+def make_document(session: Session, dataset: str, tenant: str = TENANT) -> str:
+    pledge = Purge(new_id(), tenant, dataset, new_id(), "key", again=False)
+    session.write_now(task_service.pledge, pledge)
+    upload = Upload(pledge, "a.txt", "", 5, "doc", "txt", "hash", "naive", None, {"chunk_token_num": 9})
+    (record,) = session.write_now(document_service.add, tenant, dataset, [upload]) or []
+    return record.id
+
+
+def start(session: Session, *documents: str) -> None:
+    session.write_now(task_service.release, session.write_now(task_service.start, documents))
+
+
+def claim(session: Session, worker: str = "w", after: str = "") -> IngestTask:
+    task = session.write_now(task_service.claim, worker, LEASE, after)
+    assert task is not None
+    return task
+
+
+def document(session: Session, document_id: str) -> Any:
+    return session.read_now(document_service.get, TENANT, document_id)
+
+
+def expire(session: Session) -> None:
+    """Let every lease and every delay run out."""
+    session.write_now(lambda: Task.update(lease_until=1, due_at=0).execute())
+
+
+@pytest.fixture
+def running(session: Session) -> tuple[str, str]:
+    dataset = make_dataset(session)
+    document_id = make_document(session, dataset)
+    start(session, document_id)
+    return dataset, document_id
+
+
+# ---------------------------------------------------------------------------------------------------- leases
+def test_a_claimed_task_carries_what_a_worker_needs(session: Session, running: tuple[str, str]) -> None:
+    dataset, document_id = running
+    task = claim(session)
+    assert task == IngestTask(
+        task.id, "parse", TENANT, dataset, document_id, document_name="a.txt", blob_key="key", size=5, chunk_method="naive",
+        parser_config={"chunk_token_num": 9}, embedding_model="m@P", version=1, attempt=1, available=True,
+    )  # fmt: skip
+    assert session.write_now(task_service.claim, "other", LEASE) is None
+    assert not session.read_now(task_service.any_due)
+
+
+def test_a_silent_workers_task_is_taken_over_and_it_is_told(session: Session, running: tuple[str, str]) -> None:
+    lost = claim(session, "first")
+    expire(session)
+    taken = claim(session, "second")
+    assert (taken.id, taken.version, taken.attempt) == (lost.id, 1, 2)
+    assert not session.write_now(task_service.renew, lost, "first", LEASE)
+    assert not session.write_now(task_service.report, lost, "first", 0.5, "x")
+    assert not session.write_now(task_service.finish, lost, "first", chunk_count=1, token_count=1, message="Task done")
+    assert not session.write_now(task_service.fail, lost, "first", "x", retry=True)
+    assert not session.write_now(task_service.give_back, lost, "first")
+    assert session.write_now(task_service.renew, taken, "second", LEASE)
+
+
+def test_a_worker_of_the_same_name_does_not_inherit_a_lease(session: Session, running: tuple[str, str]) -> None:
+    lost = claim(session, "same")
+    expire(session)
+    claim(session, "same")
+    assert not session.write_now(task_service.renew, lost, "same", LEASE)
+
+
+def test_finishing_counts_in_document_and_dataset(session: Session, running: tuple[str, str]) -> None:
+    dataset, document_id = running
+    session.write_now(task_service.add_counts, dataset, document_id, 1, 10)  # a chunk added by hand meanwhile
+    task = claim(session)
+    assert session.write_now(task_service.finish, task, "w", chunk_count=4, token_count=40, message="a warning\nTask done (1.0 s)")
+    after = document(session, document_id)
+    assert (after.run, after.progress, after.chunk_count, after.token_count) == ("DONE", 1.0, 5, 50)
+    assert after.progress_msg.splitlines() == ["a warning", "Task done (1.0 s)"]
+    record = session.read_now(dataset_service.get, TENANT, dataset)
+    assert record is not None
+    assert (record.chunk_count, record.token_num) == (5, 50)
+
+
+def test_reported_progress_stays_within_its_bounds(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    task = claim(session)
+    for given, shown in ((-1.0, 0.0), (0.5, 0.5), (2.0, 0.999)):
+        session.write_now(task_service.report, task, "w", given, "")
+        assert document(session, document_id).progress == shown
+    for number in range(100):
+        session.write_now(task_service.report, task, "w", 0.5, f"line {number}")
+    lines = document(session, document_id).progress_msg.splitlines()
+    assert (len(lines), lines[-1]) == (40, "line 99")
+
+
+def test_a_failure_is_tried_again_later_each_time_and_then_ends(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    delays = []
+    for _ in range(FAILURES - 1):
+        task = claim(session)
+        assert session.write_now(task_service.fail, task, "w", "the model is busy", retry=True)
+        assert document(session, document_id).run == "RUNNING"
+        assert session.write_now(task_service.claim, "w", LEASE) is None
+        delays.append(session.read_now(lambda: Task.select().get().due_at) - now_ms())
+        expire(session)
+    assert delays == sorted(delays)
+    assert delays[0] > 0
+    assert session.write_now(task_service.fail, claim(session), "w", "the model is busy", retry=True)
+    after = document(session, document_id)
+    assert (after.run, after.progress) == ("FAIL", -1.0)
+    assert after.progress_msg.endswith("the model is busy")
+    assert session.read_now(lambda: Task.select().count()) == 0
+
+
+def test_a_failure_that_will_not_mend_ends_at_once(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    assert session.write_now(task_service.fail, claim(session), "w", "the file is encrypted", retry=False)
+    assert document(session, document_id).run == "FAIL"
+
+
+def test_a_task_that_kills_its_workers_is_given_up(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    for _ in range(ATTEMPTS):
+        claim(session)
+        expire(session)
+    assert session.write_now(task_service.claim, "w", LEASE) is None
+    after = document(session, document_id)
+    assert (after.run, after.progress_msg) == ("FAIL", "gave up: the task ended without a result 20 times")
+
+
+def test_a_task_given_back_is_due_at_once_and_uses_no_attempt_up(session: Session, running: tuple[str, str]) -> None:
+    for _ in range(ATTEMPTS + 5):
+        assert session.write_now(task_service.give_back, claim(session), "w")
+    assert claim(session).attempt == 1
+
+
+def test_tenants_take_turns(session: Session) -> None:
+    for tenant, number in (("a" * 32, 3), ("b" * 32, 1), ("c" * 32, 2)):
+        dataset = make_dataset(session, tenant)
+        start(session, *(make_document(session, dataset, tenant) for _ in range(number)))
+    served, last = [], ""
+    while (task := session.write_now(task_service.claim, "w", LEASE, last)) is not None:
+        last = task.tenant_id
+        served.append(last[0])
+    assert "".join(served) == "abcaca"
+
+
+async def test_parallel_claims_never_share_a_task(session: Session) -> None:
+    dataset = make_dataset(session)
+    documents = [make_document(session, dataset) for _ in range(20)]
+    start(session, *documents)
+    tasks = await asyncio.gather(*(session.write(task_service.claim, f"w{number}", LEASE) for number in range(30)))
+    claimed = [task.document_id for task in tasks if task is not None]
+    assert sorted(claimed) == sorted(documents)
+
+
+# ---------------------------------------------------------------------------------------------------- start, stop
+def test_starting_again_supersedes_the_run_under_way(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    old = claim(session)
+    start(session, document_id)
+    assert not session.write_now(task_service.finish, old, "w", chunk_count=1, token_count=1, message="Task done")
+    assert claim(session).version == 2
+    assert document(session, document_id).chunk_count == 0
+
+
+def test_a_started_task_is_on_hold_until_released(session: Session) -> None:
+    document_id = make_document(session, make_dataset(session))
+    started = session.write_now(task_service.start, [document_id])
+    assert document(session, document_id).run == "RUNNING"
+    assert session.write_now(task_service.claim, "w", LEASE) is None
+    session.write_now(task_service.release, started)
+    assert claim(session).document_id == document_id
+
+
+def test_a_stopped_document_gives_no_task_and_is_not_released(session: Session) -> None:
+    document_id = make_document(session, make_dataset(session))
+    started = session.write_now(task_service.start, [document_id])
+    session.write_now(task_service.stop, [document_id])
+    session.write_now(task_service.release, started)
+    assert session.write_now(task_service.claim, "w", LEASE) is None
+    assert (document(session, document_id).run, document(session, document_id).progress_msg) == ("CANCEL", "Task stopped by user.")
+
+
+def test_counters_never_fall_below_zero(session: Session, running: tuple[str, str]) -> None:
+    dataset, document_id = running
+    session.write_now(task_service.add_counts, dataset, document_id, -5, -5)
+    assert (document(session, document_id).chunk_count, document(session, document_id).token_count) == (0, 0)
+
+
+# ---------------------------------------------------------------------------------------------------- purges
+def test_deleting_leaves_a_purge_that_is_done_by_a_worker_unless_taken_back(session: Session, running: tuple[str, str]) -> None:
+    dataset, document_id = running
+    quiet = make_document(session, dataset)
+    session.write_now(lambda: Document.update(update_time=0).execute())
+    purges = session.write_now(document_service.delete, TENANT, dataset, None)
+    assert {purge.document_id: purge.again for purge in purges} == {document_id: False, quiet: False}
+    assert session.read_now(lambda: Document.select().count()) == 0
+    assert session.write_now(task_service.claim, "w", LEASE) is None  # whoever deleted comes first
+    expire(session)
+    task = claim(session)
+    assert (task.kind, task.blob_key) == ("purge", "key")
+    assert session.write_now(task_service.finish, task, "w", chunk_count=0, token_count=0, message="")
+    session.write_now(task_service.purged, purges)
+    assert session.read_now(lambda: Task.select().count()) == 0
+
+
+def test_a_purge_stays_while_a_worker_may_still_write(session: Session, running: tuple[str, str]) -> None:
+    dataset, _ = running
+    claim(session)
+    session.write_now(lambda: Document.update(update_time=0).execute())
+    purges = session.write_now(document_service.delete, TENANT, dataset, None)
+    session.write_now(task_service.purged, purges)
+    rows = session.read_now(lambda: [(row.kind, row.due_at) for row in Task.select()])
+    assert [kind for kind, _ in rows] == ["purge"]
+    assert rows[0][1] > now_ms() + LEASE * 1000
+
+
+def test_a_purge_stays_for_a_worker_that_was_stopped_a_moment_ago(session: Session, running: tuple[str, str]) -> None:
+    dataset, document_id = running
+    claim(session)
+    session.write_now(task_service.stop, [document_id])
+    assert [purge.again for purge in session.write_now(document_service.delete, TENANT, dataset, None)] == [True]
+
+
+def test_a_purge_is_never_given_up(session: Session) -> None:
+    dataset = make_dataset(session)
+    make_document(session, dataset)
+    session.write_now(document_service.delete, TENANT, dataset, None)
+    for _ in range(ATTEMPTS + FAILURES):
+        expire(session)
+        assert session.write_now(task_service.fail, claim(session), "w", "the store is down", retry=False)
+    expire(session)
+    assert claim(session).kind == "purge"
+
+
+def test_an_upload_redeems_its_pledge_or_is_too_late(session: Session) -> None:
+    dataset = make_dataset(session)
+    pledge = Purge(new_id(), TENANT, dataset, new_id(), "key", again=False)
+    upload = Upload(pledge, "a.txt", "", 5, "doc", "txt", "hash", "naive", None, {})
+    session.write_now(task_service.pledge, pledge)
+    expire(session)
+    session.write_now(task_service.extend, [pledge])
+    assert session.write_now(task_service.claim, "w", LEASE) is None
+    expire(session)
+    claim(session)  # a worker is about to remove the file
+    with pytest.raises(Unavailable):
+        session.write_now(document_service.add, TENANT, dataset, [upload])
+    assert session.read_now(lambda: Document.select().count()) == 0
+    assert session.read_now(lambda: Dataset.get_by_id(dataset).document_count) == 0
