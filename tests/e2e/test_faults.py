@@ -140,9 +140,8 @@ def test_damaged_derived_files_are_rebuilt_from_the_record(start, part: str, dam
 
 def test_a_model_that_does_not_answer_leaves_search_by_words(start, tmp_path: Path) -> None:
     config = tmp_path / "millrace.toml"
-    config.write_text(
-        '[[models]]\nname = "gone"\nprovider = "Test"\nkind = "embedding"\nbase_url = "http://127.0.0.1:9/v1"\ndimension = 8\ndefault = true\n'
-    )
+    model = ['name = "gone"', 'provider = "Test"', 'kind = "embedding"', 'base_url = "http://127.0.0.1:9/v1"', "default = true"]
+    config.write_text("\n".join(["[[models]]", *model]))
     server = start(environ={"MILLRACE_CONFIG": str(config)}, ready=False)
     status, body = ready_state(server)
     assert status == 503
