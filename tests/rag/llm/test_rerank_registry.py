@@ -87,3 +87,10 @@ async def test_a_hosted_vendor_needs_no_base_url_and_a_server_of_ones_own_does(b
 async def test_a_directory_that_is_no_model_stops_the_start(build: Build, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"tokenizer\.json"):
         build(ModelSpec(name="m", provider="Local", kind="rerank", path=tmp_path))
+
+
+async def test_a_reranker_that_fails_once_is_asked_again_before_the_next_one(build: Build, vendors: VendorSimulator) -> None:
+    models = build(spec("Jina", vendors), spec("LocalAI", vendors))
+    vendors.script = [Behaviour(status=500)]
+    await models.reranker("bge@Jina").async_similarity("warm sea", TEXTS)
+    assert [request.path.split("/")[1] for request in vendors.requests] == ["jina", "jina"]
