@@ -14,7 +14,6 @@ import contextlib
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -25,6 +24,7 @@ import numpy as np
 from reportlab.lib.styles import getSampleStyleSheet
 from reportlab.platypus import Paragraph, SimpleDocTemplate
 
+from load.processes import MemorySampler
 from load.split_bench import generated
 from rag.ingest.pipeline import Pipeline
 from rag.ingest.sandbox import Sandbox
@@ -39,7 +39,6 @@ from rag.threads import Lane
 from rag.types import ChunkSelector, IngestTask
 
 DATASET = "d" * 32
-SAMPLE_SECONDS = 0.1
 SUFFIXES = ("pdf", "docx", "html", "md", "txt", "csv")
 
 
@@ -63,7 +62,7 @@ async def _bench(options: argparse.Namespace) -> None:
         real = stack.enter_context(local_embedder(options.cache))
         recorder = Recorder(real, options.stub)
         await real.embed_documents(["warm"])
-        memory = stack.enter_context(MemorySampler())
+        memory = stack.enter_context(MemorySampler(os.getpid()))
         rates = []
         print(f"{'round':>5} {'chunks':>7} {'ingest/s':>9} {'bare/s':>9} {'ratio':>6} {'busy':>6} {'embed/s':>9}")
         for number in range(1, options.rounds + 1):
@@ -79,7 +78,7 @@ async def _bench(options: argparse.Namespace) -> None:
                 flush=True,
             )
         print(f"median ratio {statistics.median(ours / bare for ours, bare in rates):.2f} (goal 0.9)")
-        print(f"peak memory, all processes: {memory.peak_resident >> 20} MB resident, {memory.peak_proportional >> 20} MB proportional")
+        print(f"peak memory, all processes: {memory.peak.resident >> 20} MB resident, {memory.peak.proportional >> 20} MB proportional")
 
 
 @contextlib.contextmanager
@@ -223,52 +222,6 @@ def make_files(folder: Path, count: int, characters: int) -> Iterator[Path]:
             case _:
                 path.write_text("\n\n".join(paragraphs), "utf-8")
         yield path
-
-
-class MemorySampler:
-    """Samples the memory of this process and all below it, on a thread, while the block runs."""
-
-    def __init__(self) -> None:
-        self.peak_resident = self.peak_proportional = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> "MemorySampler":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            figures = [memory_of(process_id) for process_id in family(os.getpid())]
-            self.peak_resident = max(self.peak_resident, sum(resident for resident, _ in figures))
-            self.peak_proportional = max(self.peak_proportional, sum(proportional for _, proportional in figures))
-
-
-def family(process_id: int) -> list[int]:
-    """The process and all below it."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                parents.setdefault(parent, []).append(int(entry.name))
-    found = [process_id]
-    for parent in found:
-        found += parents.get(parent, ())
-    return found
-
-
-def memory_of(process_id: int) -> tuple[int, int]:
-    """Resident and proportional bytes of a process, zeros for one that is gone."""
-    with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{process_id}/smaps_rollup").read_text().splitlines()[1:]
-        figures = {name: int(value.split()[0]) << 10 for name, _, value in (line.partition(":") for line in lines)}
-        return figures.get("Rss", 0), figures.get("Pss", 0)
-    return 0, 0
 
 
 if __name__ == "__main__":
