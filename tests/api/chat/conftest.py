@@ -1,6 +1,7 @@
 """A server for the chat routes: everything real on files of the test, the models a simulated vendor behind real sockets."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class Server:
 
     async def raw(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> Any:
         headers = {"Authorization": f"Bearer {key or self.key}", "Content-Type": "application/json"}
-        data = None if body is None else body if isinstance(body, bytes) else orjson.dumps(body)
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         path = path if path.startswith("/v1/") else f"/api/v1{path}"
         return await self.client.open(path, method=method, headers=headers, data=data)
 

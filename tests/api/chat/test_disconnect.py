@@ -90,6 +90,18 @@ async def test_leaving_an_answer_that_is_not_streamed_closes_the_models_call(ser
         await closed_in_time(server)
 
 
+async def test_of_an_answer_that_nobody_saw_nothing_is_saved(server: Server) -> None:
+    chat = await server.chat()
+    session = (await server.data("POST", f"/chats/{chat}/sessions", {}))["id"]
+    server.says("Water boils", " never", " said", failure="hang_mid_stream")
+    body = {"question": "When?", "stream": False, "session_id": session}
+    async with listening(server.app) as url:
+        async with asking(url, server, f"/api/v1/chats/{chat}/completions", body):
+            await server.vendor.arrived.wait()
+        await closed_in_time(server)
+    assert len((await server.data("GET", f"/chats/{chat}/sessions/{session}"))["messages"]) == 1
+
+
 async def test_an_openai_stream_that_is_left_closes_the_models(server: Server) -> None:
     server.says("one", "two", "three", failure="hang_mid_stream")
     body = {"model": "chatty@Sim", "messages": [{"role": "user", "content": "hi"}], "stream": True}

@@ -24,10 +24,16 @@ class ScriptedModel:
         self.hold = hold
         self.asked: list[Sequence[ChatMessage]] = []
         self.options: list[ChatOptions] = []
+        self._streams: list[AsyncIterator[ChatDelta]] = []
         self.begun = asyncio.Event()
         self.closed = asyncio.Event()
 
-    async def stream(self, messages: Sequence[ChatMessage], options: ChatOptions) -> AsyncIterator[ChatDelta]:
+    def stream(self, messages: Sequence[ChatMessage], options: ChatOptions) -> AsyncIterator[ChatDelta]:
+        stream = self._stream(messages, options)
+        self._streams.append(stream)  # so that the garbage collector does not close what the code under test forgot to
+        return stream
+
+    async def _stream(self, messages: Sequence[ChatMessage], options: ChatOptions) -> AsyncIterator[ChatDelta]:
         self.asked.append(messages)
         self.options.append(options)
         self.begun.set()
