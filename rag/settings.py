@@ -39,12 +39,8 @@ class ModelSettings(BaseModel):
     dimension: Positive | None = Field(None, description="length of its vectors; asked of the endpoint when left out (embedding)")
     max_batch: Positive = Field(32, description="texts sent in one call (embedding)")
     concurrency: Positive = Field(64, description="calls under way at once")
-    timeout_seconds: Seconds = Field(
-        60.0, description="longest wait for an answer, or for the next piece of a streamed one"
-    )
-    languages: list[str] | None = Field(
-        None, description="languages an embedding model understands (ISO 639-1); all when left out"
-    )
+    timeout_seconds: Seconds = Field(60.0, description="longest wait for an answer, or for the next piece of a streamed one")
+    languages: list[str] | None = Field(None, description="languages an embedding model understands (ISO 639-1); all when left out")
     pooling: Literal["cls", "mean", "max", "mean_sqrt", "last"] | None = Field(
         None, description="how a model directory that does not say so pools its tokens (embedding)"
     )
@@ -67,15 +63,9 @@ class Settings(BaseModel):
 
     max_upload_bytes: Positive = Field(1 << 30, description="largest file that is taken", json_schema_extra=BYTES)
     max_body_bytes: Positive = Field(8 << 20, description="largest JSON body that is taken", json_schema_extra=BYTES)
-    request_timeout_seconds: Seconds = Field(
-        60.0, description="deadline of a request that is not a stream", json_schema_extra=SECONDS
-    )
-    chat_timeout_seconds: Seconds = Field(
-        600.0, description="deadline of a whole chat answer", json_schema_extra=SECONDS
-    )
-    drain_seconds: Seconds = Field(
-        30.0, description="how long a stopping server lets requests finish", json_schema_extra=SECONDS
-    )
+    request_timeout_seconds: Seconds = Field(60.0, description="deadline of a request that is not a stream", json_schema_extra=SECONDS)
+    chat_timeout_seconds: Seconds = Field(600.0, description="deadline of a whole chat answer", json_schema_extra=SECONDS)
+    drain_seconds: Seconds = Field(30.0, description="how long a stopping server lets requests finish", json_schema_extra=SECONDS)
 
     db_threads: Positive = Field(8, description="threads for the database")
     search_threads: Positive = Field(4, description="threads for the search store")
@@ -86,29 +76,19 @@ class Settings(BaseModel):
 
     ingest_workers: int = Field(1, ge=0, description="documents this server ingests at once; 0 leaves it to `millrace worker`")
     parser_processes: Positive = Field(1, description="processes that parse documents")
-    parser_memory_bytes: Positive = Field(
-        2 << 30, description="address space of a parser process", json_schema_extra=BYTES
-    )
-    parser_timeout_seconds: Seconds = Field(
-        600.0, description="longest time for parsing one document", json_schema_extra=SECONDS
-    )
-    lease_seconds: Seconds = Field(
-        15.0, description="a worker that is silent for so long loses its task", json_schema_extra=SECONDS
-    )
+    parser_memory_bytes: Positive = Field(2 << 30, description="address space of a parser process", json_schema_extra=BYTES)
+    parser_timeout_seconds: Seconds = Field(600.0, description="longest time for parsing one document", json_schema_extra=SECONDS)
+    lease_seconds: Seconds = Field(15.0, description="a worker that is silent for so long loses its task", json_schema_extra=SECONDS)
 
     rerank_candidates: Positive = Field(64, description="candidates a reranker scores")
     rerank_timeout_seconds: Seconds = Field(
         10.0, description="longest time reranking may take of a request, with the models that stand in for a failing one",
         json_schema_extra=SECONDS,
     )  # fmt: skip
-    keep_vector_only: bool = Field(
-        True, description="whether chunks that share no word with the question are found while others do"
-    )
+    keep_vector_only: bool = Field(True, description="whether chunks that share no word with the question are found while others do")
     default_tenant: str = Field("default", description="name of the tenant made at the first start")
 
-    aliases: dict[str, str] = Field(
-        default_factory=dict, description='other names for models: `alias = "<model>@<provider>"` (file only)'
-    )
+    aliases: dict[str, str] = Field(default_factory=dict, description='other names for models: `alias = "<model>@<provider>"` (file only)')
     models: list[ModelSettings] = Field(default_factory=list, description="models beside the built-in ones (file only)")
 
 

@@ -48,9 +48,7 @@ class Lane:
     def state(self) -> LaneState:
         """How full the lane is now."""
         in_flight = self._in_flight
-        return LaneState(
-            self.name, self._threads, min(in_flight, self._threads), max(0, in_flight - self._threads), self._queue_limit
-        )
+        return LaneState(self.name, self._threads, min(in_flight, self._threads), max(0, in_flight - self._threads), self._queue_limit)
 
     async def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return `call(*args, **kwargs)`, computed on a thread of this lane. Raises `Overloaded` when the lane is full."""

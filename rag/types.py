@@ -83,9 +83,7 @@ class SearchRequest:
     dataset_ids: tuple[str, ...]
     document_ids: tuple[str, ...] | None = None
     terms: tuple[Term, ...] = ()
-    field_boosts: Mapping[str, float] = field(
-        default_factory=lambda: {"title": 1.0, "content": 1.0, "keywords": 1.0, "questions": 1.0}
-    )
+    field_boosts: Mapping[str, float] = field(default_factory=lambda: {"title": 1.0, "content": 1.0, "keywords": 1.0, "questions": 1.0})
     vector: np.ndarray | None = None
     space: str = ""
     text_k: int = 1024
