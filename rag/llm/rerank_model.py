@@ -20,7 +20,9 @@ from rag.llm.transport import RequestRejected, Transport
 
 T = TypeVar("T")
 
-MAX_REPLY_BYTES = 4 << 20
+# An answer may repeat the texts, each character escaped as JSON allows, and has little else.
+_REPLY_BYTES = 1 << 20
+_REPLY_BYTES_PER_CHARACTER = 12
 
 # What is kept of the caller's time, so that it can still do something else when this reranker has used up its own.
 _SHARE_OF_TIME = 0.9
@@ -49,7 +51,7 @@ class VendorReranker:
     def __init__(self, name: str, endpoint: Endpoint, transport: Transport, guard: Guard, context_tokens: int = 8192) -> None:
         """`name` is the model's name as its endpoint knows it, `context_tokens` what it reads of query and text together."""
         self.name = name
-        self._endpoint = replace(endpoint, max_reply_bytes=min(endpoint.max_reply_bytes, MAX_REPLY_BYTES))
+        self._endpoint = endpoint
         self._transport = transport
         self._guard = guard
         self._context_tokens = min(context_tokens, self.most_tokens())
@@ -105,10 +107,15 @@ class VendorReranker:
     async def _ask(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
         """One batch. The first attempt may take half of the time, so that a second one is possible."""
         body = self.body(query, texts)
+        longest = _REPLY_BYTES + _REPLY_BYTES_PER_CHARACTER * sum(map(len, texts))
         shares = iter((0.5, 1.0))
 
         async def attempt() -> tuple[np.ndarray, int | None]:
-            endpoint = replace(self._endpoint, timeout_seconds=max(0.0, round(next(shares) * seconds_left(), 3)))
+            endpoint = replace(
+                self._endpoint,
+                timeout_seconds=max(0.0, round(next(shares) * seconds_left(), 3)),
+                max_reply_bytes=min(longest, self._endpoint.max_reply_bytes),
+            )
             reply = await self._transport.post_json(endpoint, body)
             return placed_scores(self.entries(reply), len(texts), self.score_key, endpoint.model), token_count(reply)
 

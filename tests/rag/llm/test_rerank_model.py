@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from load.vendor_simulator import Behaviour, VendorSimulator
+from rag.errors import ProviderBadReply
 from rag.llm.endpoint import Endpoint
 from rag.llm.rerank_model import OpenAI_APIRerank, VendorReranker, vendor_class
 from rag.llm.resilience import Guard
@@ -248,6 +249,20 @@ async def test_an_endpoint_that_takes_only_the_other_form_is_asked_in_it_ever_af
         ["query", "texts", "truncate"],
         ["query", "texts", "truncate"],
     ]
+
+
+async def test_an_answer_may_repeat_the_texts_but_hold_nothing_long_beside_them(vendor: VendorSimulator, transport: Transport) -> None:
+    def reply(body: Mapping[str, Any]) -> Any:
+        return {"results": [{"index": i, "relevance_score": 0.5, "document": text} for i, text in enumerate(body["documents"])]} | more
+
+    more: dict[str, Any] = {}
+    vendor.behaviour = Behaviour(reply=reply)
+    reranker = open_reranker(vendor, transport, "Jina", "m")
+    scores, _ = await reranker.async_similarity(QUERY, ["🌊" * 4000] * 60)
+    assert scores.tolist() == [0.5] * 60
+    more["log"] = "x" * (2 << 20)
+    with pytest.raises(ProviderBadReply, match="bytes"):
+        await reranker.async_similarity(QUERY, TEXTS)
 
 
 def test_a_provider_is_known_in_any_case_and_an_unknown_one_is_openai_compatible() -> None:
