@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rag.llm.encoder import Encoder
+from rag.llm.encoder import Encoder, join_windows
 from rag.llm.languages import scripts_of, understood_share
 from rag.llm.model_directory import ModelDirectory
 from rag.threads import Lane
@@ -73,10 +73,13 @@ class LocalEmbedder:
 
     async def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
         """float32 `[len(texts), dimension]`, unit length, in the order given. Raises `Overloaded`, `ProviderBadReply`."""
-        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        token_ids: list[list[int]] = []
+        if not texts:
+            return np.empty((0, self.dimension), dtype=np.float32)
+        windows: list[list[list[int]]] = []
         for start in range(0, len(texts), _TOKENIZE_TEXTS):
-            token_ids += await self._document_lane.run(self._tokenize_documents, texts[start : start + _TOKENIZE_TEXTS])
+            windows += await self._document_lane.run(self._tokenize_documents, texts[start : start + _TOKENIZE_TEXTS])
+        token_ids = [window for text in windows for window in text]
+        vectors = np.empty((len(token_ids), self.dimension), dtype=np.float32)
         batches = length_sorted_batches([len(ids) for ids in token_ids], BATCH_TOKENS)
 
         async def embed_batches() -> None:
@@ -89,7 +92,7 @@ class LocalEmbedder:
                     group.create_task(embed_batches())
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return vectors
+        return join_windows(vectors, windows, self.name)
 
     def trust(self, text: str) -> float:
         """The share of the text's letters that belong to the model's languages."""
@@ -97,11 +100,12 @@ class LocalEmbedder:
 
     def _embed_query(self, text: str) -> np.ndarray:
         encoder = self._load()
-        vector = encoder.embed(encoder.tokenize([self._directory.query_prompt + text]))[0]
+        (windows,) = encoder.tokenize([self._directory.query_prompt + text])
+        vector = join_windows(encoder.embed(windows), [windows], self.name)[0]
         vector.flags.writeable = False
         return vector
 
-    def _tokenize_documents(self, texts: Sequence[str]) -> list[list[int]]:
+    def _tokenize_documents(self, texts: Sequence[str]) -> list[list[list[int]]]:
         return self._load().tokenize([self._directory.document_prompt + text for text in texts])
 
     def _embed_tokens(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:

@@ -32,6 +32,7 @@ _POOLING_NAMES = {"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt"}
 _KNOWN_POOLING = ("cls", "mean", "max", "mean_sqrt", "last")
 _POSITIONS_OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}
 _DEFAULT_MAX_TOKENS = 512
+_LONG_TEXTS = "mean of windows by length"  # how the encoder reads them: part of what makes a vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def read_model_directory(
     query_prompt = prompts[0] if query_prompt is None else query_prompt
     document_prompt = prompts[1] if document_prompt is None else document_prompt
     max_tokens = _read_max_tokens(path, config)
-    facts = [file_digest(weights_path), file_digest(tokenizer_path), pooling, str(max_tokens), query_prompt, document_prompt]
+    facts = [file_digest(weights_path), file_digest(tokenizer_path), pooling, str(max_tokens), query_prompt, document_prompt, _LONG_TEXTS]
     return ModelDirectory(
         path=path,
         weights_path=weights_path,

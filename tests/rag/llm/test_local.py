@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from rag.errors import Overloaded, SettingsError
 from rag.llm.bert_graph import Safetensors, cached_graph
+from rag.llm.encoder import MAX_WINDOWS
 from rag.llm.local import LocalEmbedder, length_sorted_batches
 from rag.llm.model_directory import bundled_model_path, read_model_directory
 from rag.threads import Lane
@@ -25,7 +26,7 @@ TEXTS = [
     "when does water boil?",
     "Naïve café — 水 \u0000 emoji 😀",
     "",
-    "the quick brown fox jumps over the lazy dog " * 60,  # longer than 256 tokens
+    "the quick brown fox jumps over the lazy dog " * 28,  # 254 tokens: as much as the model reads at once
     "a",
 ]
 
@@ -92,9 +93,21 @@ async def test_a_text_that_is_no_utf8_is_embedded(minilm: LocalEmbedder) -> None
     assert np.isfinite(await minilm.embed_query("half a pair: \ud83d")).all()
 
 
+async def test_a_text_longer_than_the_model_reads_is_the_mean_of_its_windows_by_length(minilm: LocalEmbedder) -> None:
+    full, rest = "water " * 254, "the mill"  # one token a word, and two special ones a window: 256 and 4
+    whole, first, second = await minilm.embed_documents([full + rest, full, rest])
+    expected = first * 256 + second * 4
+    assert whole @ (expected / np.linalg.norm(expected)) == pytest.approx(1.0, abs=1e-5)
+    assert await minilm.embed_query(full + rest) @ whole == pytest.approx(1.0, abs=1e-5)
+
+
 async def test_a_text_of_millions_of_characters_takes_no_longer(minilm: LocalEmbedder) -> None:
-    vectors = await minilm.embed_documents(["word " * 2_000_000, "word " * 300])
+    vectors = await minilm.embed_documents(["word " * 2_000_000, "word " * (MAX_WINDOWS * 254)])
     assert vectors[0] @ vectors[1] == pytest.approx(1.0, abs=1e-5)
+
+
+async def test_no_texts_are_no_vectors(minilm: LocalEmbedder) -> None:
+    assert (await minilm.embed_documents([])).shape == (0, 384)
 
 
 def test_the_model_does_not_trust_itself_with_other_languages(minilm: LocalEmbedder) -> None:
