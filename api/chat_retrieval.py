@@ -80,9 +80,7 @@ async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
         model_lane=parts.lanes.model,
         document_names=_no_names,
     )
-    degraded = [*found.degraded, *degraded]
-    parts.metrics.degraded(degraded)
-    return replace(found, degraded=tuple(degraded)) if degraded else found
+    return replace(found, degraded=(*found.degraded, *degraded)) if degraded else found
 
 
 async def metadata_of(parts: Parts, tenant_id: str, dataset_ids: Sequence[str], document_ids: Sequence[str]) -> dict[str, Any]:

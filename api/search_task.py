@@ -14,6 +14,7 @@ from rag.flow.ask import async_ask
 from rag.flow.chat import ChatEvent
 from rag.flow.mindmap import gen_mindmap
 from rag.flow.related import related_headings, related_questions
+from rag.types import RankedChunk
 
 SEARCH_DEFAULTS: Mapping[str, Any] = {
     "kb_ids": [],
@@ -77,7 +78,7 @@ async def explore(parts: Parts, tenant: str, body: Mapping[str, Any]) -> list[st
     if not dataset_ids:
         return []
     search = await _search_of(parts, tenant, config, dataset_ids, EXPLORED_CHUNKS)
-    return related_headings(question, (await retrieve(parts, search, question)).chunks)
+    return related_headings(question, await _chunks(parts, search, question))
 
 
 async def mindmap(parts: Parts, tenant: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,8 +92,14 @@ async def mindmap(parts: Parts, tenant: str, body: Mapping[str, Any]) -> dict[st
         raise ApiError(101, "`kb_ids` should be a list")
     model = model_for(parts, str(config["chat_id"] or ""))
     search = await _search_of(parts, tenant, config, dataset_ids, EXPLORED_CHUNKS)
-    chunks = (await retrieve(parts, search, question)).chunks
+    chunks = await _chunks(parts, search, question)
     return (await gen_mindmap(question, chunks, model, counter_of(parts))).as_dict()
+
+
+async def _chunks(parts: Parts, search: Search, question: str) -> Sequence[RankedChunk]:
+    found = await retrieve(parts, search, question)
+    parts.metrics.degraded(found.degraded)  # of an answer, api/turn.py counts what it had to do without
+    return found.chunks
 
 
 async def _config(parts: Parts, tenant: str, search_id: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import structlog
-from quart import Response
+from quart import Response, request
 
 from api.drain import Drain
 from api.errors import Failure, failure_of, is_unexpected
@@ -16,7 +16,6 @@ log = structlog.get_logger("millrace.http")
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-control": "no-cache",
-    "Connection": "keep-alive",
     "X-Accel-Buffering": "no",
 }
 DONE = b"data:[DONE]\n\n"
@@ -41,7 +40,9 @@ def openai_stream(events: AsyncIterator[Any], drain: Drain) -> Response:
 
 
 def _response(frames: AsyncIterator[bytes]) -> Response:
-    return Response(frames, headers=HEADERS)
+    # HTTP/2 has no such field and refuses it
+    connection = {"Connection": "keep-alive"} if request.http_version.startswith("1") else {}
+    return Response(frames, headers=HEADERS | connection)
 
 
 async def _frames(

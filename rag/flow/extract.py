@@ -5,6 +5,7 @@ sentences looked at, so that words that stand everywhere count for next to nothi
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ FULL_LINE_CHARACTERS = 45  # a line so long that ends in no stop was broken for 
 SENTENCE_ENDS = ".!?:;…。！？：；|"
 SAME_SENTENCE = 0.8  # share of common terms from which two sentences say the same
 SIMILARITY_SHARE = 0.2  # how much the chunk's own rank says beside the words
+
+
+_LINE_MARK = re.compile(r"^(?:#{1,6}|[-*+•>])\s+")  # Markdown's, of headings, lists and quotations
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ def _opening(ranked: RankedChunk) -> Quote:
 
 
 def _shortened(sentence: str) -> str:
-    text = " ".join(sentence.split())
+    text = " ".join(_LINE_MARK.sub("", sentence).split())
     if len(text) <= SENTENCE_CHARACTERS:
         return text
     cut = text.rfind(" ", SENTENCE_CHARACTERS // 2, SENTENCE_CHARACTERS)

@@ -76,7 +76,8 @@ async def test_a_stream_is_byte_for_byte_the_contracts(server: Server) -> None:
     response = await server.raw("POST", "/chat/completions", body)
     assert response.status_code == 200
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-    assert (response.headers["Cache-Control"], response.headers["X-Accel-Buffering"]) == ("no-cache", "no")
+    names = ("Cache-Control", "Connection", "X-Accel-Buffering")
+    assert [response.headers[name] for name in names] == ["no-cache", "keep-alive", "no"]
     raw = (await response.get_data()).decode()
     ids = f'"id":"m1","session_id":"{session}","chat_id":"{chat}"'
     first, *_ = raw.split("\n\n")
@@ -292,6 +293,7 @@ async def test_a_part_that_fails_is_told_in_the_final_frame(server: Server) -> N
     chat = await server.grounded_chat(rerank_id="BAAI/bge-reranker-v2-m3")
     frames = await server.stream(f"/chats/{chat}/completions", QUESTION)
     assert frames[-2]["data"]["degraded"] == ["rerank"]
+    assert 'millrace_degraded_total{part="rerank"} 1.0' in server.parts.metrics.text().decode()
 
 
 async def test_without_a_model_the_documents_are_quoted_with_citations(server: Server) -> None:

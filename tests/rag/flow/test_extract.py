@@ -52,6 +52,14 @@ def test_a_sentence_of_endless_length_is_cut() -> None:
     assert quote.text.endswith("…")
 
 
+def test_marks_of_markdown_are_not_quoted() -> None:
+    chunk = ranked("## Boiling point of water, explained\n\n- Boiling water reaches its point at 100 °C.")
+    assert [quote.text for quote in best_quotes("boiling point of water", [chunk])] == [
+        "Boiling point of water, explained",
+        "Boiling water reaches its point at 100 °C.",
+    ]
+
+
 def test_common_words_alone_are_no_answer() -> None:
     chunks = [ranked("The cat is on the mat. The dog is in the house. The bird is in the tree. The fish is in the sea.")]
     assert best_quotes("what is the purpose of gravitational lensing in the cosmos?", chunks) == []
