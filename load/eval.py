@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rag.ingest.chunks import embedding_text
+from rag.ingest.context import embedding_text
 from rag.llm.local import LocalEmbedder
 from rag.llm.model_directory import bundled_model_path, read_model_directory
 from rag.nlp.search import RetrievalRequest, async_retrieval

@@ -25,7 +25,6 @@ from rag.types import Block, ParsedDocument
 SIZE_ONE_TOKENS = 8192  # "one" keeps documents up to this whole, and answers of "qa" too
 MAX_POSITIONS = 64  # of one chunk
 MAX_HEADING_CHARACTERS = 200
-MAX_CONTEXT_CHARACTERS = 300  # of what is put before a chunk when it is embedded: models read little
 
 _BY_HEADING = frozenset(("manual", "paper", "book", "laws"))
 _BY_ROW = frozenset(("qa", "table", "tag"))
@@ -70,13 +69,6 @@ def chunk(
     if not drafts:
         raise ParseFailed("the file has no text")
     return drafts, warnings
-
-
-def embedding_text(document_name: str, headings: Sequence[str], content: str) -> str:
-    """What is embedded for a chunk: where it stands, in few words, and its content."""
-    title = document_name.rpartition(".")[0] or document_name
-    context = "\n".join((title[: MAX_CONTEXT_CHARACTERS // 2], " > ".join(headings)[-MAX_CONTEXT_CHARACTERS // 2 :])).strip()
-    return f"{context}\n{content}" if context else content
 
 
 # ---------------------------------------------------------------------------------------------------- text

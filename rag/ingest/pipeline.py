@@ -17,7 +17,7 @@ import structlog
 import xxhash
 
 from rag.errors import MillraceError, Overloaded, ParseFailed, ProviderBusy, Unavailable
-from rag.ingest.chunks import embedding_text
+from rag.ingest.context import embedding_text
 from rag.ingest.sandbox import Sandbox
 from rag.ports import BlobStore, ChunkStore, Embedder
 from rag.threads import Lane

@@ -3,7 +3,7 @@
 import pytest
 
 from rag.errors import ParseFailed, UnsupportedType
-from rag.ingest.chunks import chunk, embedding_text
+from rag.ingest.chunks import chunk
 from rag.ingest.progress import silent
 from rag.nlp.split import CharacterCounter
 from tests.rag.ingest import sample_files
@@ -106,9 +106,3 @@ def test_methods_for_what_is_not_read_say_what_to_do(tmp_path, method):
 def test_a_table_under_a_heading_is_a_table(tmp_path):
     assert drafts(sample_files.xlsx_file(tmp_path / "a.xlsx"))[0].kind == "table"
     assert drafts(written(tmp_path, "a.md", "# Only a heading"))[0].kind == ""
-
-
-def test_what_is_embedded_begins_with_a_short_context():
-    assert embedding_text("mills.pdf", ("Water", "Race"), FACT) == f"mills\nWater > Race\n{FACT}"
-    assert embedding_text("mills", (), FACT) == f"mills\n{FACT}"
-    assert len(embedding_text("n" * 255, ("h" * 200,) * 6, FACT)) < 400
