@@ -16,6 +16,7 @@ from rag.errors import MillraceError, Unavailable
 log = structlog.get_logger("millrace.readiness")
 
 FRESH_SECONDS = 1.0
+WAITING_SECONDS = 0.05  # while something is in the way: whoever waits for a start wants to know when it is over
 PART_DEADLINE_SECONDS = 5.0
 PROBE = "ready"
 
@@ -30,18 +31,16 @@ class PartState:
 
 
 class Readiness:
-    """Asks every part, all at the same time, at most once a second however often it is asked itself."""
+    """Asks every part, all at the same time, however often it is asked itself: once a second, or every 50 ms while one is not ready."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._asking: asyncio.Task[dict[str, PartState]] | None = None
-        self._asked_at = float("-inf")
+        self._fresh_until = float("-inf")
 
     async def states(self) -> dict[str, PartState]:
         """Part name -> state."""
-        now = time.monotonic()
-        if self._asking is None or (self._asking.done() and now - self._asked_at > FRESH_SECONDS):
-            self._asked_at = now
+        if self._asking is None or (self._asking.done() and time.monotonic() > self._fresh_until):
             self._asking = asyncio.create_task(self._ask())
         return await asyncio.shield(self._asking)
 
@@ -55,6 +54,7 @@ class Readiness:
             "worker": self._worker,
         }
         states = await asyncio.gather(*(_state(check) for check in checks.values()))
+        self._fresh_until = time.monotonic() + (FRESH_SECONDS if all(state.ok for state in states) else WAITING_SECONDS)
         return dict(zip(checks, states, strict=True))
 
     async def _server(self) -> None:

@@ -1,13 +1,16 @@
 """Contract, section 16, and the probes."""
 
+import asyncio
 import dataclasses
 import re
+import time
 from typing import Any
 
 import pytest
 
 from api.app import create_app
 from api.apps import system_app
+from api.readiness import FRESH_SECONDS
 from rag.errors import DatabaseUnavailable, Unavailable
 from rag.store.memory import MemoryStore
 
@@ -142,6 +145,17 @@ async def test_parts_are_asked_once_a_second_however_often_readyz_is(api) -> Non
     for _ in range(20):
         assert (await client.get("/readyz")).status_code == 200
     assert len(asked) < 5
+
+
+async def test_a_server_that_becomes_ready_says_so_within_less_than_a_second(api) -> None:
+    warmup = Cold()
+    client = create_app(dataclasses.replace(api.parts, warmup=warmup)).test_client()
+    assert (await client.get("/readyz")).status_code == 503
+    warmup.reason = ""
+    asked = time.monotonic()
+    while (await client.get("/readyz")).status_code == 503:
+        await asyncio.sleep(0.01)
+        assert time.monotonic() < asked + FRESH_SECONDS * 0.8
 
 
 async def test_metrics_are_in_prometheus_format(api) -> None:
