@@ -25,7 +25,7 @@ class LocalBlobStore:
     def put(self, key: str, source: BinaryIO) -> int:
         """As `rag.ports.BlobStore.put`."""
         path = self._path(key)
-        temporary = self._folder / f".incoming-{uuid.uuid4().hex}"
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             self._make_folders(path.parent)
             try:
@@ -60,9 +60,11 @@ class LocalBlobStore:
         yield path
 
     def delete(self, key: str) -> None:
-        """As `rag.ports.BlobStore.delete`."""
+        """As `rag.ports.BlobStore.delete`; takes along what a killed process left of a `put` of this key."""
         path = self._path(key)
         try:
+            for unfinished in path.parent.glob(f".{path.name}.*"):
+                unfinished.unlink(missing_ok=True)
             path.unlink()
             _sync_folder(path.parent)
         except FileNotFoundError:
