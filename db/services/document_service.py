@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from peewee import IntegrityError, ModelSelect, fn
 
-from db.models import Dataset, Document, name_key, now_ms
+from db.models import Dataset, Document, name_key, now_ms, proxy
 from db.records import free_name, freeze
 from db.services import task_service
 from db.services.task_service import Purge
 from rag.errors import Conflict, Unavailable
 
 NAME_BYTES = 255
+# One parameter however many ids: a retrieval asks for hundreds. The plus keeps SQLite from reading all of the tenant's rows.
+_NAMES = "SELECT id, name FROM document WHERE +tenant_id = ? AND id IN (SELECT value FROM json_each(?))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +129,7 @@ def briefs(tenant_id: str, dataset_ids: Sequence[str], document_ids: Sequence[st
 
 def names(tenant_id: str, document_ids: Sequence[str]) -> dict[str, str]:
     """Document id -> name, for those of the documents that the tenant has."""
-    rows = Document.select(Document.id, Document.name).where(Document.tenant_id == tenant_id, Document.id.in_(list(document_ids)))
-    return dict(rows.tuples())
+    return dict(proxy.execute_sql(_NAMES, (tenant_id, orjson.dumps(list(document_ids)).decode())))
 
 
 def find_name(dataset_id: str, name: str) -> DocumentRecord | None:

@@ -60,7 +60,7 @@ def fuse_reranked(
 def _parts(candidates: Candidates, trust: float) -> tuple[np.ndarray, np.ndarray]:
     best = float(candidates.text_scores.max(initial=0.0))
     term = candidates.text_scores.astype(np.float64) / (best or 1.0)
-    cosine = np.clip(np.nan_to_num(candidates.vector_scores.astype(np.float64), nan=0.0), 0.0, 1.0)
+    cosine = np.fmin(np.fmax(candidates.vector_scores.astype(np.float64), 0.0), 1.0)  # a missing one is 0
     if "text" in candidates.degraded:
         return cosine, cosine
     if "vector" in candidates.degraded or bool(np.isnan(candidates.vector_scores).all()):

@@ -98,15 +98,12 @@ async def async_retrieval(
                 reasons["embed"] = _reason(exc)
                 _log.warning("embedding failed, searching by text only", error=type(exc).__name__, reason=reasons["embed"])
 
-    with watch.stage("search"):
-        search = _search_request(request, question_as_terms, vector, embedder.space if embedder else "")
-        candidates = await search_lane.run(store.search, search)
+    search = _search_request(request, question_as_terms, vector, embedder.space if embedder else "")
+    reranks = reranker is not None and request.vector_similarity_weight > 0
+    candidates, ranking, chunks = await search_lane.run(_find, request, search, trust, store, watch, read=not reranks)
     degraded.extend(candidates.degraded)
-
-    with watch.stage("fuse"):
-        ranking = _fuse(request, candidates, trust)
     rerank_scores: Mapping[int, float] = {}
-    if reranker is not None and request.vector_similarity_weight > 0 and len(candidates.ids):
+    if reranks and len(candidates.ids):
         with watch.stage("rerank"):
             try:
                 ranking, rerank_scores = await _rerank(
@@ -117,10 +114,12 @@ async def async_retrieval(
                 reasons["rerank"] = _reason(exc)
                 _log.warning("reranking failed, keeping the fused order", error=type(exc).__name__, reason=reasons["rerank"])
 
+    start = (request.page - 1) * request.page_size
+    rows = ranking.rows[start : start + request.page_size]
     with watch.stage("fetch"):
-        start = (request.page - 1) * request.page_size
-        rows = ranking.rows[start : start + request.page_size]
-        chunks, documents = await _fetch(request, candidates, ranking, rows, store, search_lane, document_names)
+        if chunks is None:
+            chunks = await search_lane.run(store.get, request.tenant_id, _chunk_ids(candidates, rows))
+        documents = await _documents(request, candidates, ranking, store, search_lane, document_names)
     with watch.stage("build"):
         highlighter = Highlighter(question_as_terms) if request.highlight else None
         entries = tuple(
@@ -211,24 +210,37 @@ async def _rerank(
     return reranked, dict(zip(rows.tolist(), scores.tolist(), strict=True))
 
 
-async def _fetch(
-    request: RetrievalRequest, candidates: Candidates, ranking: Ranking, rows: np.ndarray, store: ChunkStore, search_lane: Lane,
+def _find(
+    request: RetrievalRequest, search: SearchRequest, trust: float, store: ChunkStore, watch: "_Stopwatch", *, read: bool
+) -> tuple[Candidates, Ranking, list[Chunk | None] | None]:
+    """Search, fuse and, to `read`, fetch the page's chunks. In one go on a thread: a crossing costs as much as fusing."""
+    with watch.stage("search"):
+        candidates = store.search(search)
+    with watch.stage("fuse"):
+        ranking = _fuse(request, candidates, trust)
+    if not read:
+        return candidates, ranking, None
+    with watch.stage("fetch"):
+        start = (request.page - 1) * request.page_size
+        rows = ranking.rows[start : start + request.page_size]
+        return candidates, ranking, store.get(request.tenant_id, _chunk_ids(candidates, rows))
+
+
+async def _documents(
+    request: RetrievalRequest, candidates: Candidates, ranking: Ranking, store: ChunkStore, search_lane: Lane,
     document_names: DocumentNames | None,
-) -> tuple[list[Chunk | None], tuple[DocumentCount, ...]]:  # fmt: skip
-    """The page's chunks, and the whole list's documents by descending number of entries, equal ones by id."""
-    which, first, counts = np.unique(candidates.document_of[ranking.rows], return_index=True, return_counts=True)
-    found = [candidates.documents[i] for i in which]
-    wanted = _chunk_ids(candidates, rows)
+) -> tuple[DocumentCount, ...]:  # fmt: skip
+    """The whole list's documents by descending number of entries, equal ones by id."""
+    entries_of = candidates.document_of[ranking.rows]
+    counts = np.bincount(entries_of, minlength=len(candidates.documents)).tolist()
+    ordered = sorted((-count, document) for count, document in zip(counts, candidates.documents, strict=True) if count)
     if document_names is None:
-        one_of_each = _chunk_ids(candidates, ranking.rows[first])
-        chunks = await search_lane.run(store.get, request.tenant_id, wanted + one_of_each)
-        names: Mapping[str, str] = {chunk.document_id: chunk.document_name for chunk in chunks if chunk is not None}
+        _, first = np.unique(entries_of, return_index=True)
+        one_of_each = await search_lane.run(store.get, request.tenant_id, _chunk_ids(candidates, ranking.rows[first]))
+        names: Mapping[str, str] = {chunk.document_id: chunk.document_name for chunk in one_of_each if chunk is not None}
     else:
-        chunks = await search_lane.run(store.get, request.tenant_id, wanted)
-        names = await document_names(found)
-    listed = [DocumentCount(document, names.get(document, ""), int(count)) for document, count in zip(found, counts, strict=True)]
-    listed.sort(key=lambda entry: (-entry.count, entry.document_id))
-    return chunks[: len(wanted)], tuple(listed)
+        names = await document_names([document for _, document in ordered])
+    return tuple([DocumentCount(document, names.get(document, ""), -negative) for negative, document in ordered])
 
 
 def _chunk_ids(candidates: Candidates, rows: np.ndarray) -> list[str]:
@@ -262,7 +274,7 @@ class _Stopwatch:
         try:
             yield
         finally:
-            self._stages[name] = (time.perf_counter() - started) * 1000.0
+            self._stages[name] = self._stages.get(name, 0.0) + (time.perf_counter() - started) * 1000.0
 
     def timings(self) -> dict[str, float]:
         return {**self._stages, "total": (time.perf_counter() - self._started) * 1000.0}
