@@ -15,7 +15,7 @@ from api.routes import Routes
 from api.schema import retrieval as schema
 from db.services import dataset_service, document_service
 from db.services.dataset_service import DatasetRecord
-from rag.errors import NotFound, ProviderError
+from rag.errors import NotFound
 from rag.nlp.search import RetrievalRequest
 from rag.ports import Reranker
 from rag.types import RankedChunk, Retrieval
@@ -56,8 +56,6 @@ async def retrieve() -> Response:
         found = await retrieving.retrieve(parts(), replace(request, document_ids=document_ids), datasets, helped, reranker)
     except NotFound as error:
         raise ApiError(102, NO_CHUNK, 404) from error
-    if reranker is not None and "rerank" in found.degraded:
-        raise ProviderError("the rerank model cannot be used now")
     metas = await retrieving.metadata_of(parts(), tenant_id(), found) if metadata.include else None
     return respond.reply(_wire(found, metas, metadata, explain=request.explain))
 
@@ -170,6 +168,7 @@ def _wire(found: Retrieval, metas: Mapping[str, Mapping[str, Any]] | None, asked
     }
     if found.degraded:
         data["degraded"] = list(found.degraded)
+        data["reasons"] = dict(found.reasons)
     if explain:
         data["timings"] = dict(found.timings)
     return data

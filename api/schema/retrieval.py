@@ -82,6 +82,7 @@ class Retrieved(Answer):
     chunks: list[RetrievedChunk]
     doc_aggs: list[DocumentCount] | dict[str, Any]
     degraded: list[str] = Field([], description="stages that failed and were left out")
+    reasons: dict[str, str] = Field({}, description="why, by stage, where something can be told")
     timings: dict[str, float] | None = Field(None, description="milliseconds by stage")
 
 

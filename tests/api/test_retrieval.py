@@ -110,7 +110,6 @@ async def test_explain_adds_times_and_scores_by_arm(api: Server, dataset: str) -
         ({"cross_languages": "French"}, (101, 400, "`cross_languages` should be a list")),
         ({"metadata_condition": []}, (101, 400, "`metadata_condition` should be an object")),
         ({"rerank_id": "nobody"}, (102, 404, "Model nobody not found for model rerank")),
-        ({"rerank_id": "reader@Sim"}, (503, 503, "the rerank model cannot be used now")),
     ],
 )
 async def test_a_question_that_does_not_fit_is_refused(
@@ -120,7 +119,14 @@ async def test_a_question_that_does_not_fit_is_refused(
     answer = await api.call("POST", "/retrieval", whole)
     assert answer.outcome == outcome
     assert "data" not in answer.body
-    assert ("retry-after" in answer.headers) == (answer.status == 503)
+
+
+async def test_a_reranker_that_fails_costs_neither_the_answer_nor_the_reason(api: Server, dataset: str) -> None:
+    plain = await ask(api, dataset)
+    answer = await ask(api, dataset, rerank_id="reader@Sim")
+    assert answer.data["degraded"] == ["rerank"]
+    assert "reader@Sim" in answer.data["reasons"]["rerank"]
+    assert [chunk["id"] for chunk in answer.data["chunks"]] == [chunk["id"] for chunk in plain.data["chunks"]]
 
 
 async def test_numbers_as_text_and_text_as_booleans_are_fine(api: Server, dataset: str) -> None:
