@@ -224,6 +224,27 @@ class TestLimits:
         pieces = [b"x" * 60] * 2
         assert await _status(core.app, core.key, pieces) == 413
 
+    async def test_an_early_answer_ends_though_the_body_still_comes(self, core: Server) -> None:
+        """The server's queue of ten messages is full when the answer is ready, and its last message needs a place in it."""
+        queue: asyncio.Queue[Any] = asyncio.Queue(10)
+        ended = asyncio.Event()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body" and not message["more_body"]:
+                await queue.put({"type": "http.disconnect"})
+                ended.set()
+
+        async def client() -> None:
+            for _ in range(1000):
+                await queue.put({"type": "http.request", "body": b"x" * (1 << 16), "more_body": True})
+            await queue.put({"type": "http.request", "body": b"", "more_body": False})
+
+        sending = asyncio.ensure_future(client())
+        async with asyncio.timeout(10):
+            await core.app(_scope(core.key, None), queue.get, send)
+            await ended.wait()
+            await sending
+
     async def test_a_body_that_never_ends_meets_the_deadline(self, core: Server) -> None:
         assert await _status(core.app, core.key, [b"{"]) == 503
 
@@ -235,27 +256,31 @@ class TestLimits:
 
 async def _status(app: Application, key: str, pieces: list[bytes], content_length: int | None = None) -> int:
     """The status of a POST whose body is these pieces and never ends."""
-    headers = [(b"host", b"x"), (b"authorization", key.encode()), (b"content-type", b"application/json")]
-    if content_length is not None:
-        headers.append((b"content-length", str(content_length).encode()))
     left = list(pieces)
-    sent: list[Any] = []
+    status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def receive() -> Any:
         if left:
             return {"type": "http.request", "body": left.pop(0), "more_body": True}
-        await asyncio.Event().wait()
-        raise AssertionError
+        await status
+        return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
-        sent.append(message)
+        if message["type"] == "http.response.start":
+            status.set_result(message["status"])
 
-    scope: Any = {
+    await app(_scope(key, content_length), receive, send)
+    return status.result()
+
+
+def _scope(key: str, content_length: int | None) -> Any:
+    headers = [(b"host", b"x"), (b"authorization", key.encode()), (b"content-type", b"application/json")]
+    if content_length is not None:
+        headers.append((b"content-length", str(content_length).encode()))
+    return {
         "type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/api/v1/echo", "query_string": b"",
         "root_path": "", "headers": headers, "client": ("127.0.0.1", 1), "extensions": {}, "asgi": {},
     }  # fmt: skip
-    await app(scope, receive, send)
-    return sent[0]["status"]
 
 
 # ---------------------------------------------------------------------------------------------------- errors
