@@ -98,7 +98,7 @@ async def async_retrieval(
                 reasons["embed"] = _reason(exc)
                 _log.warning("embedding failed, searching by text only", error=type(exc).__name__, reason=reasons["embed"])
 
-    search = _search_request(request, question_as_terms, vector, embedder.space if embedder else "")
+    search = _search_request(request, question_as_terms, vector, embedder.space if embedder is not None and vector is not None else "")
     reranks = reranker is not None and request.vector_similarity_weight > 0
     candidates, ranking, chunks = await search_lane.run(_find, request, search, trust, store, watch, read=not reranks)
     degraded.extend(candidates.degraded)

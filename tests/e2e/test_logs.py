@@ -43,6 +43,8 @@ def test_logs_are_lines_of_json_with_a_request_id_and_without_secrets(start) -> 
         assert secret not in server.logs, [line for line in server.logs.splitlines() if secret in line][:3]
 
 
-def test_the_callers_own_request_id_is_kept(server: ServerProcess) -> None:
+def test_the_callers_own_request_id_is_kept(start) -> None:
+    server = start(ready=False)
     server.get("/api/v1/system/ping", **{"X-Request-Id": "my-own-id-42"})
+    assert server.stop() == 0
     assert "my-own-id-42" in server.logs

@@ -202,6 +202,20 @@ async def test_a_failing_embedder_leaves_the_text_arm(ask, failure):
     assert found.chunks[0].similarity == 1.0
 
 
+class NeverAnswered(WordEmbedder):
+    """A remote model of which nothing is known yet."""
+
+    @property
+    def space(self) -> str:
+        raise Unavailable("the dimension is not known yet")
+
+
+async def test_an_embedder_that_never_answered_is_asked_for_nothing_but_a_vector(ask):
+    found = await ask(embedder=NeverAnswered(failure=ProviderUnreachable("gone")))
+    assert found.degraded == ("embed",)
+    assert ids(found) == ids(await ask(embedder=NeverAnswered(), vector_similarity_weight=0.0)) != []
+
+
 async def test_a_programming_error_in_the_embedder_is_not_hidden(ask):
     with pytest.raises(ZeroDivisionError):
         await ask(embedder=WordEmbedder(failure=ZeroDivisionError()))
