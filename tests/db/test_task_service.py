@@ -207,6 +207,28 @@ def test_a_started_task_is_on_hold_until_released(session: Session) -> None:
     assert claim(session).document_id == document_id
 
 
+def test_a_run_claimed_before_its_release_begins_anew(session: Session) -> None:
+    """The hold ran out while old chunks were being deleted: some of the new ones may be gone with them."""
+    document_id = make_document(session, make_dataset(session))
+    started = session.write_now(task_service.start, [document_id])
+    expire(session)
+    early = claim(session)
+    session.write_now(task_service.release, started)
+    assert not session.write_now(task_service.renew, early, "w", LEASE)
+    assert claim(session).version == 2
+
+
+def test_a_slow_release_does_not_disturb_a_later_start(session: Session) -> None:
+    document_id = make_document(session, make_dataset(session))
+    slow = session.write_now(task_service.start, [document_id])
+    later = session.write_now(task_service.start, [document_id])
+    session.write_now(task_service.release, later)
+    early = claim(session)
+    session.write_now(task_service.release, slow)  # its delete may have hit the later run's chunks
+    assert not session.write_now(task_service.renew, early, "w", LEASE)
+    assert claim(session).version == 3
+
+
 def test_a_stopped_document_gives_no_task_and_is_not_released(session: Session) -> None:
     document_id = make_document(session, make_dataset(session))
     started = session.write_now(task_service.start, [document_id])
