@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from rag.nlp.cite import sentences
@@ -28,7 +28,10 @@ SENTENCE_CHARACTERS = 600  # a longer one is cut at a blank
 LEAST_COVERAGE = 0.15  # of the question's weight; less is a chance hit on a common word
 LEAST_OF_BEST = 0.5  # a further sentence must reach this share of the best one's score
 FULL_LINE_CHARACTERS = 45  # a line so long that ends in no stop was broken for the page's width
+STOPS = ".!?…。！？"
 SENTENCE_ENDS = ".!?:;…。！？：；|"
+HEADING_CHARACTERS = 120
+HEADING_SHARE = 0.5  # what a term of the heading counts for a sentence below it
 SAME_SENTENCE = 0.8  # share of common terms from which two sentences say the same
 SIMILARITY_SHARE = 0.2  # how much the chunk's own rank says beside the words
 
@@ -38,12 +41,16 @@ _LINE_MARK = re.compile(r"^(?:#{1,6}|[-*+•>])\s+")  # Markdown's, of headings,
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A sentence of chunk `chunk` (its place in the list given) and how well it fits, from 0 to 1."""
+    """A sentence of chunk `chunk` (its place in the list given) and how well it fits, from 0 to 1.
+
+    `heading` holds the terms of the heading that it stands under.
+    """
 
     text: str
     chunk: int
     score: float
     terms: frozenset[str]
+    heading: frozenset[str] = frozenset()
 
 
 def extractive_answer(question: str, chunks: Sequence[RankedChunk], cite: bool = True) -> Iterator[str]:
@@ -77,9 +84,28 @@ def best_quotes(question: str, chunks: Sequence[RankedChunk], limit: int = MAX_S
 
 
 def _sentences(ranked: RankedChunk, number: int) -> Iterator[Quote]:
-    for sentence in sentences(unwrapped(ranked.chunk.content)):
-        if text := _shortened(sentence):
-            yield Quote(text, number, 0.0, frozenset(terms(text)))
+    paragraphs = [paragraph for paragraph in unwrapped(ranked.chunk.content).split("\n\n") if paragraph.strip()]
+    headings = _headings(paragraphs)
+    above: frozenset[str] = frozenset()
+    for place, paragraph in enumerate(paragraphs):
+        if place in headings:
+            above = frozenset(terms(paragraph)) | (above if place - 1 in headings else frozenset())
+            continue
+        for sentence in sentences(paragraph):
+            if text := _shortened(sentence):
+                yield Quote(text, number, 0.0, frozenset(terms(text)), above)
+
+
+def _headings(paragraphs: Sequence[str]) -> set[int]:
+    """Which paragraphs are short lines without a stop above sentences (or above another such line): they name answers and are none."""
+    headings: set[int] = set()
+    for place in range(len(paragraphs) - 2, -1, -1):
+        line, following = paragraphs[place].strip(), paragraphs[place + 1].strip()
+        if len(line) <= HEADING_CHARACTERS and "\n" not in line and line[-1] not in SENTENCE_ENDS:
+            above_sentences = following[-1] in STOPS and len(following) > len(line)
+            if above_sentences or place + 1 in headings:
+                headings.add(place)
+    return headings
 
 
 def unwrapped(text: str) -> str:
@@ -104,12 +130,13 @@ def _weights(asked: Sequence[Term], quotes: Sequence[Quote]) -> dict[str, float]
 
 
 def _scored(quote: Quote, weights: dict[str, float], whole: float, similarity: float) -> Quote:
-    coverage = sum(weights.get(term, 0.0) for term in quote.terms) / whole
-    # of two sentences with the same words the shorter one is the answer, and headings are none
+    above = quote.heading - quote.terms
+    coverage = (sum(weights.get(term, 0.0) for term in quote.terms) + HEADING_SHARE * sum(weights.get(term, 0.0) for term in above)) / whole
+    # of two sentences with the same words the shorter one is the answer, and a line of three words is none
     length = len(quote.terms)
     fit = min(1.0, length / 4) / (1.0 + max(0, length - 40) / 80)
     score = coverage * fit * (1.0 + SIMILARITY_SHARE * similarity) / (1.0 + SIMILARITY_SHARE)
-    return Quote(quote.text, quote.chunk, score, quote.terms)
+    return replace(quote, score=score)
 
 
 def _rank(quote: Quote) -> tuple[float, int]:

@@ -53,7 +53,7 @@ def test_a_sentence_of_endless_length_is_cut() -> None:
 
 
 def test_marks_of_markdown_are_not_quoted() -> None:
-    chunk = ranked("## Boiling point of water, explained\n\n- Boiling water reaches its point at 100 °C.")
+    chunk = ranked("## Boiling point of water, explained\n- Boiling water reaches its point at 100 °C.")
     assert [quote.text for quote in best_quotes("boiling point of water", [chunk])] == [
         "Boiling point of water, explained",
         "Boiling water reaches its point at 100 °C.",
@@ -76,3 +76,14 @@ def test_a_sentence_that_goes_on_over_the_lines_of_a_page_is_quoted_whole() -> N
     text = "The remains of the oldest excavated tide mill lie on\nMahee Island.\n| a | row |\n| another | row |\n- a point\n- Another"
     assert unwrapped(text) == text.replace("on\nMahee", "on Mahee")
     assert unwrapped("A Heading\nThe text begins.") == "A Heading\nThe text begins."
+
+
+def test_a_heading_is_not_quoted_but_tells_what_the_sentences_below_it_are_about() -> None:
+    text = (
+        "Tide mills\n\nThe oldest mill\n\nIts timbers are dated to 619.\n\n"
+        "Why they disappeared\n\nThe wheel stood still at high tide. Steam took over their work.\n\nName\n\nEling"
+    )
+    quotes = [quote.text for quote in best_quotes("Why did tide mills disappear?", [ranked(text)])]
+    assert quotes[0] == "The wheel stood still at high tide."
+    assert not {"Tide mills", "The oldest mill", "Why they disappeared"} & set(quotes)
+    assert [quote.text for quote in best_quotes("eling", [ranked(text)])] == ["Eling"]
