@@ -131,4 +131,5 @@ def _first_line(error: ValidationError) -> str:
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown setting {name}"
-    return f"setting {name} ({PREFIX}{name.upper()}): {first['msg'].lower()}"
+    variable = "" if first["loc"][0] in FILE_ONLY else f" ({PREFIX}{name.upper()})"
+    return f"setting {name}{variable}: {first['msg'].lower()}"

@@ -42,7 +42,7 @@ def test_test_addresses_are_not_settings(tmp_path: Path) -> None:
         ({"MILLRACE_PORT": "70000"}, "", "setting port (MILLRACE_PORT): input should be less than or equal to 65535"),
         ({}, "prot = 1", "unknown setting prot"),
         ({}, "port = ", "is not valid TOML"),
-        ({}, '[[models]]\nname = "m"\nprovider = "P"\nkind = "chta"', "setting models.0.kind"),
+        ({}, '[[models]]\nname = "m"\nprovider = "P"\nkind = "chta"', "setting models.0.kind: input should be"),
         ({}, '[[models]]\nname = "m"\nprovider = "P"\nkind = "chat"\nkey = "secret"', "unknown setting models.0.key"),
         ({"MILLRACE_CONFIG": "/does/not/exist.toml"}, "", "does not exist"),
     ],
