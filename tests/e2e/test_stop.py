@@ -166,3 +166,35 @@ def test_an_idle_server_stops_at_once_and_well(start, number: signal.Signals) ->
     server.process.send_signal(number)
     assert server.stop() == 0
     assert time.monotonic() - started < 5
+
+
+def test_no_request_of_busy_callers_is_cut(start) -> None:
+    server = start()
+    headers = {"Authorization": f"Bearer {server.api_key}"}
+    broken: list[Exception] = []
+    answered = [0] * 8
+    busy = threading.Barrier(len(answered) + 1)
+
+    def call(caller: int) -> None:
+        with requests.Session() as session:
+            while True:
+                try:
+                    reply = session.get(f"{server.url}/api/v1/datasets", headers=headers, timeout=30)
+                except requests.ConnectionError as error:
+                    if "refused" not in str(error):
+                        broken.append(error)
+                    return
+                assert reply.json()["code"] == 0
+                answered[caller] += 1
+                if answered[caller] == 5:
+                    busy.wait()
+
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(len(answered))]
+    for caller in callers:
+        caller.start()
+    busy.wait()
+    assert server.stop() == 0
+    for caller in callers:
+        caller.join()
+    assert broken == []
+    assert min(answered) >= 5
