@@ -20,6 +20,7 @@ from api.parts import open_parts
 from db.models import Dataset, Document, name_key
 from db.services import tenant_service
 from load.split_bench import tokenizer
+from rag.llm.model_directory import bundled_model_path, read_model_directory
 from rag.nlp.tokenize import ANALYSER_VERSION, chunk_terms
 from rag.ports import ChunkStore
 from rag.settings import Settings
@@ -49,7 +50,8 @@ class Corpus:
 
 def corpus() -> Corpus:
     """The corpus, built if it is not there yet (about a minute)."""
-    folder = CACHE / "bench" / f"corpus-{CHUNKS}-{RECIPE}-{xxhash.xxh32_hexdigest(ANALYSER_VERSION.encode())}"
+    made_by = f"{RECIPE} {ANALYSER_VERSION} {read_model_directory(bundled_model_path()).digest}"
+    folder = CACHE / "bench" / f"corpus-{CHUNKS}-{xxhash.xxh32_hexdigest(made_by.encode())}"
     facts = folder / "corpus.json"
     if not facts.exists():
         shutil.rmtree(folder, ignore_errors=True)

@@ -78,7 +78,7 @@ class InProcess:
         self._store.close()
 
     def _answer(self, question: str, dataset_ids: tuple[str, ...], fetch: bool) -> None:
-        vector = self._encoder.embed(self._encoder.tokenize([question]))[0]
+        vector = self._encoder.embed(self._encoder.tokenize([question])[0])[0]
         request = SearchRequest(
             self._built.tenant_id, dataset_ids, terms=question_terms(question), field_boosts=FIELD_BOOSTS, vector=vector,
             space=self._built.space, text_k=TEXT_CANDIDATES, vector_k=TOP_K,
