@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import resource
 import shlex
 import signal
 import socket
@@ -25,6 +26,7 @@ from rag.errors import SettingsError
 log = structlog.get_logger("millrace.serve")
 
 BACKLOG = 1024
+MOST_FILES = 65_536
 KEEP_ALIVE_SECONDS = 75
 # between the signal and closing the socket: connections the kernel took already are served, and every answer says `close`
 LAST_CALL_SECONDS = 0.2
@@ -81,6 +83,7 @@ async def serve(parts: Parts, listener: socket.socket) -> None:
     app = create_app(parts)
     observe(app, parts.metrics, parts.drain)
     lag = asyncio.create_task(parts.metrics.watch_loop())
+    _raise_file_limit()
     _spare_the_collector()
     try:
         await _run(app, parts, listener, stop, api_key)
@@ -96,6 +99,13 @@ async def work(parts: Parts) -> None:
     log.info("working")
     await stop.wait()
     log.info("stopping")
+
+
+def _raise_file_limit() -> None:
+    """As many open files, and so connections, as this process may have; shells give it 1,024 by habit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _spare_the_collector() -> None:
