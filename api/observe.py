@@ -58,7 +58,11 @@ class Observed:
         self._drain = drain
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Serve one connection's event stream; anything but HTTP passes untouched."""
+        """Serve one request. A websocket is refused: there is none here."""
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000, "reason": ""})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

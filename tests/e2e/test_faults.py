@@ -1,6 +1,7 @@
 """Broken disks and broken files: each gives a clear error or is mended, nothing acknowledged is lost, the server goes on."""
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -150,3 +151,33 @@ def test_a_model_that_does_not_answer_leaves_search_by_words(start, tmp_path: Pa
     found = retrieve(server, [dataset_id], "heron")
     assert found["total"] == 0
     assert ok(server.call("GET", "/datasets"))
+
+
+def speak(server: ServerProcess, text: bytes) -> bytes:
+    """The beginning of what the server says to these bytes."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(text)
+        return connection.recv(4096)
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (b"NONSENSE\r\n\r\n", b"400"),
+        (b"GET /healthz HTTP/1.1\r\nhost: x\r\nlong: " + b"a" * 70_000 + b"\r\n\r\n", b"431"),
+        (b"GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: many\r\n\r\n", b"400"),
+        (b"GET /\xff\xfe HTTP/1.1\r\nhost: x\r\n\r\n", b"400"),
+        (b"GET /%ff%fe%00 HTTP/1.1\r\nhost: x\r\n\r\n", b"404"),
+        (
+            b"GET /x HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            b"sec-websocket-version: 13\r\n\r\n",
+            b"403",
+        ),
+    ],
+    ids=["no HTTP", "long header", "length that is no number", "raw bytes", "undecodable path", "websocket"],
+)
+def test_broken_requests_are_refused_and_the_server_goes_on(server: ServerProcess, text: bytes, status: bytes) -> None:
+    assert speak(server, text).startswith(b"HTTP/1.1 " + status)
+    assert server.get("/healthz")[0] == 200
+    assert '"level":"error"' not in server.logs
