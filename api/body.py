@@ -1,23 +1,34 @@
 """Request bodies and query strings to values: the strict and the tolerant reading of the contract (2.4), and paging (2.5)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 import orjson
 from pydantic import BaseModel, ValidationError
 from quart import request
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Field, MultipartDecoder, NeedData
 
 from api.context import parts
 from api.errors import MALFORMED_JSON, ApiError
+from api.schema.base import CONTROL, SHOWN_IDS
 from rag.errors import TooLarge
 
+T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 SHOWN_CHARACTERS = 128
+SHOWN_ERRORS = 50
 PAGE_SIZE_LIMIT = 100
 IDS_LIMIT = 100
+# What a body may hold. A parser keeps the interpreter to itself while it makes these, and every check after it costs by their number.
+VALUES_LIMIT = 100_000
+LIST_LIMIT = 10_000
+KEYS_LIMIT = 1_000
+FIELDS_LIMIT = 1_000
+LARGE_BYTES = 256 << 10  # a larger body is read on a thread
 MODEL_TYPES = {"model_type", "model_attributes_type", "dataclass_type"}
 
 
@@ -37,18 +48,13 @@ async def read_bytes(limit: int) -> bytes:
 async def tolerant() -> dict[str, Any]:
     """The body as an object: JSON, or form fields; `{}` when there is none. Raises `ApiError` (101)."""
     raw = await read_bytes(parts().settings.max_body_bytes)
-    if not raw.strip():
-        return {}
     if request.mimetype == "application/x-www-form-urlencoded":
-        return {key: values[-1] for key, values in parse_qs(raw.decode("utf-8", "replace"), keep_blank_values=True).items()}
-    if request.mimetype == "multipart/form-data":
-        return _form_fields(raw, request.mimetype_params.get("boundary", ""))
-    value = _json(raw)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ApiError(101, "JSON payload must be an object.")
-    return value
+        read: Callable[[bytes], dict[str, Any]] = _query_fields
+    elif request.mimetype == "multipart/form-data":
+        read = partial(_form_fields, boundary=request.mimetype_params.get("boundary", ""))
+    else:
+        read = _object
+    return await _in_time(read, raw)
 
 
 async def strict(model: type[M], context: Mapping[str, Any] | None = None) -> M:
@@ -59,10 +65,7 @@ async def strict(model: type[M], context: Mapping[str, Any] | None = None) -> M:
     if request.mimetype != "application/json":
         raise ApiError(101, f"Unsupported content type: Expected application/json, got {request.content_type or None}", 415)
     raw = await read_bytes(parts().settings.max_body_bytes)
-    value = _json(raw)
-    if value and not isinstance(value, dict):
-        raise ApiError(101, f"Invalid request payload: expected object, got {type(value).__name__}")
-    return validated(model, value or {}, context=context)
+    return await _in_time(partial(_strict, model, context), raw)
 
 
 def strict_query(model: type[M], beside: Mapping[str, Any], drop: tuple[str, ...] = ()) -> M:
@@ -71,11 +74,14 @@ def strict_query(model: type[M], beside: Mapping[str, Any], drop: tuple[str, ...
 
 
 def validated(model: type[M], value: Any, code: int = 101, context: Mapping[str, Any] | None = None) -> M:
-    """`model` made from `value`. Raises `ApiError` with a `Field: …` line for each error."""
+    """`model` made from `value`. Raises `ApiError` with a `Field: …` line for each of the first 50 errors."""
     try:
         return model.model_validate(value, context=context)
     except ValidationError as error:
-        raise ApiError(code, "\n".join(field_line(item) for item in error.errors(include_url=False))) from None
+        lines = [field_line(item) for item in error.errors(include_url=False)[:SHOWN_ERRORS]]
+        if error.error_count() > SHOWN_ERRORS:
+            lines.append(f"and {error.error_count() - SHOWN_ERRORS} more errors")
+        raise ApiError(code, "\n".join(lines)) from None
 
 
 def field_line(item: Mapping[str, Any]) -> str:
@@ -86,10 +92,16 @@ def field_line(item: Mapping[str, Any]) -> str:
 
 def field_error(path: str, message: str, value: Any) -> str:
     """The same from its parts; a long value is cut to 128 characters and `...`."""
-    shown = str(value)
+    shown = _beginning(value)
     if len(shown) > SHOWN_CHARACTERS:
         shown = shown[:SHOWN_CHARACTERS] + "..."
     return f"Field: <{path}> - Message: <{message}> - Value: <{shown}>"
+
+
+def shown_ids(ids: Sequence[str]) -> str:
+    """The first 100 of the ids, joined by commas, and how many more there are."""
+    more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+    return ", ".join(ids[:SHOWN_IDS]) + more
 
 
 def require(body: Mapping[str, Any], *keys: str) -> None:
@@ -97,6 +109,13 @@ def require(body: Mapping[str, Any], *keys: str) -> None:
     absent = [key for key in keys if key not in body]
     if absent:
         raise ApiError(101, f"required argument are missing: {','.join(absent)}; ")
+
+
+def check_name(name: str, field: str = "name") -> str:
+    """The name. Raises `ApiError` (101) where it has control characters, which no list could show."""
+    if CONTROL.search(name):
+        raise ApiError(101, f"`{field}` must not contain control characters")
+    return name
 
 
 def page_of(arguments: Mapping[str, Any]) -> tuple[int, int]:
@@ -158,15 +177,106 @@ def _positive(value: Any, default: int) -> int:
     return min(parsed, 1 << 31) if parsed > 0 else default
 
 
+async def _in_time(read: Callable[[bytes], T], raw: bytes) -> T:
+    """`read(raw)`; a large body is read on a thread, so that the others need not wait for it."""
+    return await parts().lanes.search.run(read, raw) if len(raw) > LARGE_BYTES else read(raw)
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    value = _json(raw) if raw.strip() else None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ApiError(101, "JSON payload must be an object.")
+    return value
+
+
+def _strict(model: type[M], context: Mapping[str, Any] | None, raw: bytes) -> M:
+    value = _json(raw)
+    if value and not isinstance(value, dict):
+        raise ApiError(101, f"Invalid request payload: expected object, got {type(value).__name__}")
+    return validated(model, value or {}, context=context)
+
+
 def _json(raw: bytes) -> Any:
+    if _values_in(raw) > VALUES_LIMIT:
+        raise ApiError(101, f"the request body holds more than {VALUES_LIMIT} values")
     try:
-        return orjson.loads(raw)
+        value = orjson.loads(raw)
     except ValueError:
         raise ApiError(101, MALFORMED_JSON) from None
+    _check_sizes(value)
+    return value
+
+
+NO_STRUCTURE = bytes(set(range(256)) - set(b'",[{'))
+
+
+def _values_in(raw: bytes) -> int:
+    """About how many values JSON text holds: its commas and opening brackets outside of strings. Makes none of them."""
+    structure = raw.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NO_STRUCTURE)
+    strings = structure.count(b'"') // 2
+    # keys are strings, too: with over twice the limit the values are over it
+    return strings if strings > 2 * VALUES_LIMIT else sum(map(len, structure.split(b'"')[::2]))
+
+
+def _check_sizes(value: Any) -> None:
+    """Raises `ApiError` (101) naming a list or an object, at any depth, that has too many entries."""
+    pending = [("the request body", value)]
+    while pending:
+        name, item = pending.pop()
+        if isinstance(item, dict):
+            if len(item) > KEYS_LIMIT:
+                raise ApiError(101, f"{name} must contain at most {KEYS_LIMIT} keys")
+            pending += [(f"`{key:.64}`", entry) for key, entry in item.items() if isinstance(entry, (dict, list))]
+        elif isinstance(item, list):
+            if len(item) > LIST_LIMIT:
+                raise ApiError(101, f"{name} must contain at most {LIST_LIMIT} entries")
+            pending += [(name, entry) for entry in item if isinstance(entry, (dict, list))]
+
+
+def _beginning(value: Any) -> str:
+    """`str(value)`, or its first characters, at least one more than are shown: a body's text is not to be written out for those."""
+    if isinstance(value, str):
+        return value[: SHOWN_CHARACTERS + 1]
+    if not isinstance(value, (dict, list)):
+        return str(value)
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > SHOWN_CHARACTERS:
+            break
+    return text
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """`repr(value)` piece by piece, texts cut short."""
+    if isinstance(value, (dict, list)):
+        opening, closing = "{}" if isinstance(value, dict) else "[]"
+        yield opening
+        for place, entry in enumerate(value):
+            yield ", " if place else ""
+            yield from _pieces(entry)
+            if isinstance(value, dict):
+                yield ": "
+                yield from _pieces(value[entry])
+        yield closing
+    else:
+        yield repr(value[: SHOWN_CHARACTERS + 1] if isinstance(value, str) else value)
+
+
+def _query_fields(raw: bytes) -> dict[str, Any]:
+    try:
+        fields = parse_qs(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=FIELDS_LIMIT)
+    except ValueError:
+        raise ApiError(101, f"the form must contain at most {FIELDS_LIMIT} fields") from None
+    return {key: values[-1] for key, values in fields.items()}
 
 
 def _form_fields(raw: bytes, boundary: str) -> dict[str, Any]:
-    decoder = MultipartDecoder(boundary.encode("latin-1"))
+    if not raw.strip():
+        return {}
+    decoder = MultipartDecoder(boundary.encode("latin-1", "replace"), max_parts=FIELDS_LIMIT)
     fields: dict[str, bytearray] = {}
     current: bytearray | None = None
     try:
@@ -181,6 +291,8 @@ def _form_fields(raw: bytes, boundary: str) -> dict[str, Any]:
             elif not isinstance(event, Data):
                 current = None
             event = decoder.next_event()
+    except RequestEntityTooLarge:
+        raise ApiError(101, f"the form must contain at most {FIELDS_LIMIT} fields") from None
     except ValueError:
         raise ApiError(101, "the multipart body is malformed") from None
     return {name: value.decode("utf-8", "replace") for name, value in fields.items()}

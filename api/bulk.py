@@ -1,5 +1,6 @@
 """Bulk deletes of the tolerant routes: `ids`, or `delete_all`; duplicates and unknown ids are reported beside what was done."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from quart import Response
 
 from api.errors import ApiError
 from api.respond import success
+from api.schema.base import SHOWN_IDS
 
 
 class BulkDelete(BaseModel):
@@ -46,13 +48,14 @@ def bulk_reply(bulk: Bulk, deleted: Collection[str], noun: str, unknown: str, du
     `unknown` and `duplicate` are the lines for an id, with `{id}` in its place.
     """
     ids = bulk.ids or []
-    once = list(dict.fromkeys(ids))
+    counts = Counter(ids)
+    once = list(counts)
     errors = [unknown.format(id=value) for value in once if _key(value) not in deleted]
-    errors += [duplicate.format(id=value) for value in once if ids.count(value) > 1]
+    errors += [duplicate.format(id=value) for value in once if counts[value] > 1]
     if not errors:
         return success(whole)
     if not deleted:
-        raise ApiError(102, "; ".join(errors), 404)
+        raise ApiError(102, "; ".join(errors[:SHOWN_IDS]), 404)
     count = len(deleted)
     return success({"success_count": count, "errors": errors}, f"Partially deleted {count} {noun} with {len(errors)} errors")
 

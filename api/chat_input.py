@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from api.body import check_name
 from api.errors import ApiError
 from api.parts import Parts
 from db.services import dialog_service
@@ -109,7 +110,7 @@ def _name(body: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
     size = len(name.encode())
     if size > NAME_BYTES:
         raise ApiError(102, f"chat name length is {size} which is larger than {NAME_BYTES}")
-    return {"name": name}
+    return {"name": check_name(name)}
 
 
 async def _datasets(parts: Parts, tenant_id: str, body: Mapping[str, Any]) -> dict[str, Any]:

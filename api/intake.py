@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from api import file_types
+from api.body import check_name
 from api.errors import ApiError
 from api.parts import Parts
 from api.upload import MultipartReader, Uploader
@@ -75,6 +76,7 @@ class Intake:
             raise ApiError(101, "No file selected!")
         if len(name.encode()) > document_service.NAME_BYTES:
             raise ApiError(101, "File name must be 255 bytes or less.")
+        check_name(name, "file")
         extension = file_types.extension_of(name)
         if extension not in file_types.TYPE_OF:
             self.refused.append(name)

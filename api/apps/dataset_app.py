@@ -5,7 +5,7 @@ from typing import Any
 from quart import Response
 
 from api import model_names, respond
-from api.body import field_error, id_list, strict, strict_query
+from api.body import field_error, id_list, shown_ids, strict, strict_query
 from api.context import parts, tenant_id
 from api.errors import ApiError
 from api.purge import purge
@@ -103,7 +103,7 @@ async def delete_datasets() -> Response:
         found = await parts().session.read(dataset_service.get_many, tenant_id(), body.ids)
         unknown = [dataset_id for dataset_id in body.ids if dataset_id not in found]
         if unknown:
-            raise ApiError(102, f"User '{tenant_id()}' lacks permission for datasets: '{', '.join(unknown)}'", 404)
+            raise ApiError(102, f"User '{tenant_id()}' lacks permission for datasets: '{shown_ids(unknown)}'", 404)
     number, purges = await parts().session.write(dataset_service.delete, tenant_id(), body.ids or None)
     await purge(parts(), purges)
     return respond.reply({"success_count": number})

@@ -10,7 +10,7 @@ from quart import Response, request
 from werkzeug.http import dump_options_header
 
 from api import chunk_edits, document_wire, file_types, respond
-from api.body import field_error, id_list, order_of, page_of, strict, tolerant, validated
+from api.body import check_name, field_error, id_list, order_of, page_of, shown_ids, strict, tolerant, validated
 from api.context import parts, tenant_id, uploader
 from api.documents import find_dataset, json_object_argument
 from api.errors import ApiError
@@ -125,7 +125,7 @@ async def delete_documents(dataset_id: str) -> Response:
         found = await parts().session.read(document_service.get_many, dataset.id, body.ids)
         unknown = [document_id for document_id in body.ids if document_id not in found]
         if unknown:
-            raise ApiError(102, f"These documents do not belong to dataset {dataset_id} or Document not found: {', '.join(unknown)}", 404)
+            raise ApiError(102, f"These documents do not belong to dataset {dataset_id} or Document not found: {shown_ids(unknown)}", 404)
     purges = await parts().session.write(document_service.delete, tenant_id(), dataset.id, body.ids or None)
     await purge(parts(), purges)
     return respond.reply({"deleted": len(purges)})
@@ -160,9 +160,11 @@ async def _query(dataset: DatasetRecord) -> DocumentQuery:
     wanted: tuple[str, ...] | None = tuple(ids) if ids else None
     one = request.args.get("id")
     name = request.args.get("name")
-    found = {} if not one else await parts().session.read(document_service.get_many, dataset.id, [one])
-    if one and one not in found:
-        raise ApiError(102, f"you don't own the document {one}", 404)
+    asked = [*ids, one] if one else ids
+    found = await parts().session.read(document_service.get_many, dataset.id, asked) if asked else {}
+    for document_id in asked:
+        if document_id not in found:
+            raise ApiError(102, f"you don't own the document {document_id}", 404)
     if name and await parts().session.read(document_service.find_name, dataset.id, name) is None:
         raise ApiError(102, f"you don't own the document {name}", 404)
     matching = await _by_metadata(dataset)
@@ -215,6 +217,7 @@ async def _check_name(document: DocumentRecord, change: schema.DocumentUpdate) -
         return
     if len(name.encode("utf-8", "surrogatepass")) > document_service.NAME_BYTES:
         raise ApiError(101, "File name must be 255 bytes or less.")
+    check_name(name)
     if file_types.extension_of(name) != file_types.extension_of(document.name):
         raise ApiError(101, "The extension of file can't be changed")
     other = await parts().session.read(document_service.find_name, document.dataset_id, name)

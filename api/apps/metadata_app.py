@@ -7,7 +7,7 @@ from quart import Response, request
 
 from api import document_wire, respond
 from api.apps.dataset_app import lacks_permission, owned
-from api.body import strict, tolerant
+from api.body import shown_ids, strict, tolerant
 from api.context import parts, tenant_id
 from api.documents import find_dataset
 from api.errors import ApiError
@@ -100,7 +100,7 @@ async def _change(dataset_id: str, not_owned: str) -> Response:
         found = await parts().session.read(document_service.get_many, dataset.id, wanted)
         unknown = [document_id for document_id in wanted if document_id not in found]
         if unknown:
-            raise ApiError(102, f"These documents do not belong to dataset {dataset_id}: {', '.join(unknown)}", 404)
+            raise ApiError(102, f"These documents do not belong to dataset {dataset_id}: {shown_ids(unknown)}", 404)
     change = metadata_service.change
     updated, matched = await parts().session.write(change, tenant_id(), dataset.id, wanted, condition, updates, deletes)
     return respond.reply({"updated": updated, "matched_docs": matched})

@@ -13,6 +13,7 @@ from api.documents import find_dataset
 from api.errors import ApiError
 from api.routes import Routes
 from api.schema import document as schema
+from api.schema.base import SHOWN_IDS
 from db.services import document_service, task_service
 from db.services.dataset_service import DatasetRecord
 from db.services.document_service import DocumentRecord
@@ -119,7 +120,7 @@ async def _drop_chunks(document_ids: Sequence[str]) -> None:
 
 
 def _unknown(ids: Sequence[str]) -> ApiError:
-    return ApiError(102, f"Documents not found: {list(ids)}", 404)
+    return ApiError(102, f"Documents not found: {list(ids[:SHOWN_IDS])}", 404)
 
 
 def _with_errors(number: int, repeated: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from quart import Response, request
 
-from api.body import id_list, order_of, page_of, require, tolerant
+from api.body import check_name, id_list, order_of, page_of, require, tolerant
 from api.context import parts, tenant_id
 from api.errors import ApiError
 from api.reference import reference_of
@@ -137,7 +137,7 @@ def _name(value: Any, limit_bytes: int) -> str:
     size = len(name.encode())
     if size > limit_bytes:
         raise ApiError(102, f"Search name length is {size} which is large than {limit_bytes}.")
-    return name
+    return check_name(name)
 
 
 def _config(body: dict[str, Any]) -> dict[str, Any]:

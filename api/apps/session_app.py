@@ -5,7 +5,7 @@ from typing import Any
 from quart import Response, request
 
 from api.apps.chat_app import own_chat
-from api.body import order_of, page_of, tolerant
+from api.body import check_name, order_of, page_of, tolerant
 from api.bulk import BulkDelete, bulk_reply, read_bulk
 from api.chat_task import prologue_of
 from api.context import parts, tenant_id
@@ -133,4 +133,4 @@ def _message(message: MessageRecord) -> dict[str, Any]:
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ApiError(102, "`name` can not be empty")
-    return value.strip()[:NAME_CHARACTERS]
+    return check_name(value.strip()[:NAME_CHARACTERS])

@@ -2,12 +2,15 @@
 
 import re
 import uuid
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 TEXT_LIMIT = 65_535
+SHOWN_IDS = 100  # of a list that a message names
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Strict(BaseModel):
@@ -57,9 +60,9 @@ def _hex_id(value: Any) -> Any:
 
 def no_repeats(values: list[str] | None) -> list[str] | None:
     """Refuses a list that names something twice."""
-    repeated = sorted({value for value in values or () if (values or []).count(value) > 1})
+    repeated = sorted(value for value, count in Counter(values or ()).items() if count > 1)
     if repeated:
-        raise refuse("repeated", f"Duplicate ids: '{', '.join(repeated)}'")
+        raise refuse("repeated", f"Duplicate ids: '{', '.join(repeated[:SHOWN_IDS])}'")
     return values
 
 
@@ -72,6 +75,13 @@ def within_bytes(limit: int) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _without_control(value: str) -> str:
+    """Refuses control characters (category Cc)."""
+    if CONTROL.search(value):
+        raise refuse("control", "String should not contain control characters")
+    return value
 
 
 def _avatar(value: str | None) -> str | None:
@@ -87,6 +97,7 @@ def _avatar(value: str | None) -> str | None:
     return value
 
 
+Shown = AfterValidator(_without_control)
 HexId = Annotated[str, BeforeValidator(_hex_id)]
 IdList = Annotated[list[HexId], AfterValidator(no_repeats)]
 Avatar = Annotated[Annotated[str, Field(max_length=TEXT_LIMIT)] | None, AfterValidator(_avatar)]

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, create_model, field_validator, model_validator
 
-from api.schema.base import Answer, Avatar, ChunkMethod, HexId, IdList, Lax, LongText, Strict, Timed, refuse, within_bytes
+from api.schema.base import Answer, Avatar, ChunkMethod, HexId, IdList, Lax, LongText, Shown, Strict, Timed, refuse, within_bytes
 from api.schema.parser_config import ParserConfig
 
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128), within_bytes(128)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128), within_bytes(128), Shown]
 BACKGROUND_KINDS = (
     "graphrag", "raptor", "mindmap", "wiki", "skill", "structure_graph", "structure_mindmap", "timeline", "session_graph",
     "session_essence", "structure",
