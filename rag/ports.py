@@ -1,6 +1,6 @@
 """The Protocols between packages: what a part must offer to stand in Millrace. Implementations never import each other."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -23,8 +23,20 @@ class ChunkStore(Protocol):
         chunks that exist already. With `wait` it returns when the chunks can be found by both arms; without, call `flush`.
         """
 
+    def replace(
+        self, tenant_id: str, before: Sequence[Chunk], after: Sequence[Chunk], vectors: np.ndarray | None, space: str, *, wait: bool = True
+    ) -> list[bool]:  # fmt: skip
+        """Put each chunk of `after` only if what is stored under its id still equals its pair in `before`; which were put.
+
+        The ids of a pair are the same, and none comes twice. Comparing and putting are one transaction. `vectors`, `space`
+        and `wait` as for `put`.
+        """
+
     def delete(self, tenant_id: str, selector: ChunkSelector) -> int:
         """Delete the selected chunks and return how many there were. They are found no more when this returns."""
+
+    def take(self, tenant_id: str, selector: ChunkSelector) -> list[Chunk]:
+        """Delete the selected chunks and return those that this call deleted, in no particular order."""
 
     def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
         """Switch the selected chunks on or off for searches and return how many were selected."""
@@ -126,8 +138,11 @@ class Reranker(Protocol):
 class IngestRecords(Protocol):
     """Where the ingestion worker finds its tasks and writes what became of them. All calls are one transaction each."""
 
-    async def claim(self, worker: str, lease_seconds: float) -> IngestTask | None:
-        """Lease the next task that is due (queued, or leased by a worker that stopped renewing); None if there is none."""
+    async def claim(self, worker: str, lease_seconds: float, busy_tenants: Collection[str] = ()) -> IngestTask | None:
+        """Lease the next task that is due (queued, or leased by a worker that stopped renewing); None if there is none.
+
+        The tasks of `busy_tenants` are left for later, or for another worker.
+        """
 
     async def renew(self, task: IngestTask, worker: str, lease_seconds: float) -> bool:
         """Extend the lease. False: the task was stopped, superseded or taken over; drop it."""

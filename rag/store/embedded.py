@@ -23,6 +23,8 @@ _log = structlog.get_logger("millrace.store")
 _TENANT_ID = re.compile(ID_PATTERN)
 _TURN_SECONDS = 0.02
 _CLOSE_SECONDS = 10.0
+_NO_NUMBERS, _NO_SCORES = np.empty(0, np.int32), np.empty(0, np.float32)
+_NOTHING = Candidates(np.empty(0, np.uint64), [], _NO_NUMBERS, _NO_SCORES, _NO_SCORES, _NO_NUMBERS, _NO_NUMBERS)
 
 
 class EmbeddedStore:
@@ -58,12 +60,28 @@ class EmbeddedStore:
         with self._tenant(tenant_id) as tenant:
             self._settle(tenant_id, tenant, tenant.put(chunks, vectors, space), wait=wait)
 
+    def replace(
+        self, tenant_id: str, before: Sequence[Chunk], after: Sequence[Chunk], vectors: np.ndarray | None, space: str, *, wait: bool = True
+    ) -> builtins.list[bool]:  # fmt: skip
+        """As `rag.ports.ChunkStore.replace`."""
+        with self._tenant(tenant_id) as tenant:
+            replaced, seq = tenant.replace(before, after, vectors, space)
+            self._settle(tenant_id, tenant, seq, wait=wait)
+            return replaced
+
     def delete(self, tenant_id: str, selector: ChunkSelector) -> int:
         """As `rag.ports.ChunkStore.delete`."""
         with self._tenant(tenant_id) as tenant:
             count, seq = tenant.record.delete(selector)
             self._settle(tenant_id, tenant, seq, wait=False)  # searches leave out what the record lacks
             return count
+
+    def take(self, tenant_id: str, selector: ChunkSelector) -> builtins.list[Chunk]:
+        """As `rag.ports.ChunkStore.take`."""
+        with self._tenant(tenant_id) as tenant:
+            chunks, seq = tenant.record.take(selector)
+            self._settle(tenant_id, tenant, seq, wait=False)
+            return chunks
 
     def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
         """As `rag.ports.ChunkStore.set_available`."""
@@ -78,7 +96,9 @@ class EmbeddedStore:
             self._settle(tenant_id, tenant, tenant.record.head(), wait=True)
 
     def search(self, request: SearchRequest) -> Candidates:
-        """As `rag.ports.ChunkStore.search`."""
+        """As `rag.ports.ChunkStore.search`. A tenant that has put nothing yet gets no folder by being searched."""
+        if not self._closed and self._is_absent(request.tenant_id):
+            return _NOTHING
         with self._tenant(request.tenant_id) as tenant:
             found = tenant.search(request)
             if found.degraded or tenant.behind:
@@ -187,6 +207,11 @@ class EmbeddedStore:
             self._close_oldest()
         self._notify(tenant_id)
         return tenant
+
+    def _is_absent(self, tenant_id: str) -> bool:
+        """Nothing was ever put for the tenant."""
+        _check_tenant_id(tenant_id)
+        return tenant_id not in self._open and not (self._folder / tenant_id).exists()
 
     def _take_open(self, tenant_id: str) -> Tenant | None:
         with self._state:

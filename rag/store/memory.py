@@ -56,13 +56,29 @@ class MemoryStore:
                     entry.space, entry.vector = old.space, old.vector
                 entries[chunk.id] = entry
 
+    def replace(
+        self, tenant_id: str, before: Sequence[Chunk], after: Sequence[Chunk], vectors: np.ndarray | None, space: str, *, wait: bool = True
+    ) -> builtins.list[bool]:  # fmt: skip
+        """As `rag.ports.ChunkStore.replace`."""
+        if [chunk.id for chunk in before] != [chunk.id for chunk in after]:
+            raise InvalidArgument("a chunk is replaced by one of another id")
+        with self._lock:
+            same = [stored == chunk for stored, chunk in zip(self.get(tenant_id, [chunk.id for chunk in before]), before, strict=True)]
+            rows = [index for index, unchanged in enumerate(same) if unchanged]
+            self.put(tenant_id, [after[index] for index in rows], None if vectors is None else vectors[rows], space)
+            return same
+
     def delete(self, tenant_id: str, selector: ChunkSelector) -> int:
         """As `rag.ports.ChunkStore.delete`."""
+        return len(self.take(tenant_id, selector))
+
+    def take(self, tenant_id: str, selector: ChunkSelector) -> builtins.list[Chunk]:
+        """As `rag.ports.ChunkStore.take`."""
         with self._lock:
             found = self._selected(tenant_id, selector)
             for entry in found:
                 del self._tenants[tenant_id][entry.chunk.id]
-            return len(found)
+            return [entry.chunk for entry in found]
 
     def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
         """As `rag.ports.ChunkStore.set_available`."""

@@ -139,38 +139,67 @@ class Record:
         order = {stored_id(chunk.id): index for index, chunk in enumerate(chunks)}
         bodies = {id_: body_of(chunks[index]) for id_, index in order.items()}
         with self.write() as connection:
-            old = dict(connection.execute(f"SELECT id, rid FROM chunks WHERE id {_IN}", (_json(list(order)),)))
-            embedded = self._kept(connection, old) if vectors is None else _given(order, vectors, space)
-            first = connection.execute("SELECT value FROM facts WHERE name = 'last_rid'").fetchone()[0] + 1
-            rids = {id_: first + offset for offset, id_ in enumerate(order)}
-            _forget(connection, list(old.values()))
-            datasets = _numbers(connection, "datasets", {chunks[index].dataset_id for index in order.values()})
-            documents = _numbers(connection, "documents", {chunks[index].document_id for index in order.values()})
-            dataset_of = {id_: datasets[chunks[index].dataset_id] for id_, index in order.items()}
-            places = self._place(connection, dataset_of, embedded)
-            rows = []
-            for id_, index in order.items():
-                chunk = chunks[index]
-                rows.append((
-                    rids[id_], id_, dataset_of[id_], documents[chunk.document_id], chunk.version, chunk.position, chunk.created_at,
-                    chunk.available, *places.get(id_, (-1, -1)),
-                ))  # fmt: skip
-            connection.executemany("INSERT INTO chunks VALUES(?,?,?,?,?,?,?,?,?,?)", rows)
-            connection.executemany("INSERT INTO bodies VALUES(?,?,?,?,?,?)", ((rids[id_], *body) for id_, body in bodies.items()))
-            connection.executemany("INSERT INTO embeddings VALUES(?,?)", ((rids[id_], vector) for id_, (_, vector) in embedded.items()))
-            connection.execute("UPDATE facts SET value = ? WHERE name = 'last_rid'", (first + len(order) - 1,))
-            return _log(connection, rids.values(), fresh=True)
+            return self._put(connection, order, bodies, chunks, vectors, space)
+
+    def replace(self, before: Sequence[Chunk], after: Sequence[Chunk], vectors: np.ndarray | None, space: str) -> tuple[list[bool], int]:
+        """Put those chunks whose stored state still is the one given; which they were, and the last change's sequence number."""
+        bodies = {stored_id(chunk.id): body_of(chunk) for chunk in after}
+        with self.write() as connection:
+            stored = _chunks(connection, [chunk.id for chunk in before])
+            same = [stored.get(chunk.id) == chunk for chunk in before]
+            order = {stored_id(chunk.id): index for index, chunk in enumerate(after) if same[index]}
+            return same, self._put(connection, order, bodies, after, vectors, space) if order else self._head(connection)
+
+    def _put(
+        self, connection: sqlite3.Connection, order: Mapping[int, int], bodies: Mapping[int, tuple[str, str, str, str, bytes]],
+        chunks: Sequence[Chunk], vectors: np.ndarray | None, space: str,
+    ) -> int:  # fmt: skip
+        """Store the chunks at the indexes of `order` (by stored id, as `bodies`) inside a write transaction."""
+        old = dict(connection.execute(f"SELECT id, rid FROM chunks WHERE id {_IN}", (_json(list(order)),)))
+        embedded = self._kept(connection, old) if vectors is None else _given(order, vectors, space)
+        first = connection.execute("SELECT value FROM facts WHERE name = 'last_rid'").fetchone()[0] + 1
+        rids = {id_: first + offset for offset, id_ in enumerate(order)}
+        _forget(connection, list(old.values()))
+        datasets = _numbers(connection, "datasets", {chunks[index].dataset_id for index in order.values()})
+        documents = _numbers(connection, "documents", {chunks[index].document_id for index in order.values()})
+        dataset_of = {id_: datasets[chunks[index].dataset_id] for id_, index in order.items()}
+        places = self._place(connection, dataset_of, embedded)
+        rows = []
+        for id_, index in order.items():
+            chunk = chunks[index]
+            rows.append((
+                rids[id_], id_, dataset_of[id_], documents[chunk.document_id], chunk.version, chunk.position, chunk.created_at,
+                chunk.available, *places.get(id_, (-1, -1)),
+            ))  # fmt: skip
+        connection.executemany("INSERT INTO chunks VALUES(?,?,?,?,?,?,?,?,?,?)", rows)
+        connection.executemany("INSERT INTO bodies VALUES(?,?,?,?,?,?)", ((rids[id_], *bodies[id_]) for id_ in order))
+        connection.executemany("INSERT INTO embeddings VALUES(?,?)", ((rids[id_], vector) for id_, (_, vector) in embedded.items()))
+        connection.execute("UPDATE facts SET value = ? WHERE name = 'last_rid'", (first + len(order) - 1,))
+        return _log(connection, rids.values(), fresh=True)
 
     def delete(self, selector: ChunkSelector) -> tuple[int, int]:
         """Delete the selected chunks; how many there were, and the last change's sequence number."""
         with self.write() as connection:
-            found = connection.execute("SELECT rid, document FROM chunks" + _where(selector), _values(selector)).fetchall()
-            _forget(connection, [rid for rid, _ in found])
-            connection.execute(
-                f"DELETE FROM documents WHERE number {_IN} AND NOT EXISTS (SELECT 1 FROM chunks WHERE document = documents.number)",
-                (_json(list({document for _, document in found})),),
-            )
-            return len(found), self._head(connection)
+            return len(self._delete(connection, selector)), self._head(connection)
+
+    def take(self, selector: ChunkSelector) -> tuple[list[Chunk], int]:
+        """Delete the selected chunks; what they were, and the last change's sequence number."""
+        with self.write() as connection:
+            ids = connection.execute("SELECT id FROM chunks" + _where(selector), _values(selector)).fetchall()
+            chunks = list(_chunks(connection, [hex_id(id_) for (id_,) in ids]).values())
+            self._delete(connection, selector)
+            return chunks, self._head(connection)
+
+    def _delete(self, connection: sqlite3.Connection, selector: ChunkSelector) -> list[int]:
+        """Delete the selected chunks, and documents that are left with none, inside a write transaction; the chunks' rids."""
+        found = connection.execute("SELECT rid, document FROM chunks" + _where(selector), _values(selector)).fetchall()
+        rids = [rid for rid, _ in found]
+        _forget(connection, rids)
+        connection.execute(
+            f"DELETE FROM documents WHERE number {_IN} AND NOT EXISTS (SELECT 1 FROM chunks WHERE document = documents.number)",
+            (_json(list({document for _, document in found})),),
+        )
+        return rids
 
     def set_available(self, selector: ChunkSelector, available: bool) -> tuple[int, int]:
         """Switch the selected chunks; how many were selected, and the last change's sequence number."""
@@ -323,8 +352,7 @@ class Record:
     def get(self, chunk_ids: Sequence[str]) -> dict[str, Chunk]:
         """The chunks that exist, by id."""
         with self._connection() as connection:
-            rows = connection.execute(f"{_CHUNK} WHERE c.id {_IN}", (_json([stored_id(id_) for id_ in chunk_ids]),)).fetchall()
-        return {chunk.id: chunk for chunk in map(chunk_of, rows)}
+            return _chunks(connection, chunk_ids)
 
     def by_rid(self, rids: Sequence[int]) -> dict[int, Chunk]:
         """The chunks that exist, by rid."""
@@ -448,6 +476,11 @@ def _array(cursor: sqlite3.Cursor, width: int) -> np.ndarray:
     while piece := cursor.fetchmany(65536):
         pieces.append(np.array(piece, np.int64))
     return np.concatenate(pieces) if pieces else np.empty((0, width), np.int64)
+
+
+def _chunks(connection: sqlite3.Connection, chunk_ids: Sequence[str]) -> dict[str, Chunk]:
+    rows = connection.execute(f"{_CHUNK} WHERE c.id {_IN}", (_json([stored_id(id_) for id_ in chunk_ids]),)).fetchall()
+    return {chunk.id: chunk for chunk in map(chunk_of, rows)}
 
 
 def _given(order: Mapping[int, int], vectors: np.ndarray, space: str) -> dict[int, tuple[str, bytes]]:

@@ -58,13 +58,13 @@ class Tenant:
 
     def put(self, chunks: Sequence[Chunk], vectors: np.ndarray | None, space: str) -> int:
         """Store chunks; the last change's sequence number."""
-        if vectors is None:
-            return self.record.put(chunks, None, space)
-        if vectors.ndim != 2 or len(vectors) != len(chunks):
-            raise InvalidArgument(f"{len(chunks)} chunks came with vectors of shape {vectors.shape}")
-        if not np.isfinite(vectors).all():
-            raise InvalidArgument("a vector holds values that are not finite")
-        return self.record.put(chunks, unit_rows(vectors), space)
+        return self.record.put(chunks, _units(len(chunks), vectors), space)
+
+    def replace(self, before: Sequence[Chunk], after: Sequence[Chunk], vectors: np.ndarray | None, space: str) -> tuple[list[bool], int]:
+        """Store chunks that are unchanged since; which they were, and the last change's sequence number."""
+        if [chunk.id for chunk in before] != [chunk.id for chunk in after]:
+            raise InvalidArgument("a chunk is replaced by one of another id")
+        return self.record.replace(before, after, _units(len(after), vectors), space)
 
     def search(self, request: SearchRequest) -> Candidates:
         """As the port says. A damaged part answers nothing, is named in `degraded`, and is repaired in the background."""
@@ -139,3 +139,13 @@ class Tenant:
         self._text, self._text_name = None, ""
         self.leader.progress.indexed = 0
         self.leader.text_damaged.set()
+
+
+def _units(count: int, vectors: np.ndarray | None) -> np.ndarray | None:
+    if vectors is None:
+        return None
+    if vectors.ndim != 2 or len(vectors) != count:
+        raise InvalidArgument(f"{count} chunks came with vectors of shape {vectors.shape}")
+    if not np.isfinite(vectors).all():
+        raise InvalidArgument("a vector holds values that are not finite")
+    return unit_rows(vectors)

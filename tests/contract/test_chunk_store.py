@@ -97,6 +97,71 @@ def test_no_vectors_keeps_the_stored_ones(store):
     assert np.isnan(store.vectors(TENANT, [f"{3:016x}"], SPACE)).all()
 
 
+# ---------------------------------------------------------------------------------------------------- replace and take
+def test_a_chunk_is_replaced_only_while_it_is_what_it_was(store):
+    before, other = make(1, "old", extra={"n": [1]}, keywords=("k",), created_at=3.25), make(2, "other")
+    store.put(TENANT, [before, other], np.stack([unit(1, 0), unit(1, 0)]), SPACE)
+    first, second = make(1, "first"), make(1, "second")
+    assert store.replace(TENANT, [before, make(2, "stale")], [first, make(2, "late")], np.stack([unit(0, 1)] * 2), SPACE) == [True, False]
+    assert store.replace(TENANT, [before], [second], unit(0, 1)[None], SPACE) == [False]
+    assert store.get(TENANT, [before.id, other.id]) == [first, other]
+    assert found(store, "first") == {1}
+    assert found(store, "old second late") == set()
+    assert store.vectors(TENANT, [before.id, other.id], SPACE)[:, 0] == pytest.approx([0, 1], abs=1e-3)
+
+
+def test_a_switched_chunk_is_not_what_it_was(store):
+    store.put(TENANT, [make(1, "word")], None, SPACE)
+    store.set_available(TENANT, documents(), False)
+    assert store.replace(TENANT, [make(1, "word")], [make(1, "thing")], None, SPACE) == [False]
+
+
+def test_a_deleted_chunk_is_never_replaced(store):
+    store.put(TENANT, [make(1, "word"), make(2, "word")], np.ones((2, 2), np.float32), SPACE)
+    store.delete(TENANT, ChunkSelector(chunk_ids=(f"{1:016x}",)))
+    assert store.replace(TENANT, [make(1, "word")], [make(1, "thing")], unit(1, 1)[None], SPACE) == [False]
+    assert store.get(TENANT, [f"{1:016x}"]) == [None]
+    assert found(store, "thing") == set()
+    assert store.replace(OTHER, [make(2, "word")], [make(2, "thing")], None, SPACE) == [False]
+
+
+def test_replacing_without_vectors_keeps_the_stored_ones(store):
+    store.put(TENANT, [make(1, "word")], unit(1, 0)[None], SPACE)
+    assert store.replace(TENANT, [make(1, "word")], [make(1, "thing")], None, "") == [True]
+    assert found(store, "thing") == found(store, "", unit(1, 0)) == {1}
+
+
+def test_a_chunk_is_not_replaced_by_another(store):
+    store.put(TENANT, [make(1, "word")], None, SPACE)
+    with pytest.raises(InvalidArgument):
+        store.replace(TENANT, [make(1, "word")], [make(2, "word")], None, SPACE)
+
+
+def test_of_replacements_at_the_same_time_one_wins(store):
+    store.put(TENANT, [make(1, "word")], None, SPACE)
+    start, outcomes = threading.Barrier(4), []
+
+    def change(number: int) -> None:
+        start.wait()
+        outcomes.append(store.replace(TENANT, [make(1, "word")], [make(1, f"word{number}")], None, SPACE, wait=False)[0])
+
+    threads = [threading.Thread(target=change, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [False, False, False, True]
+
+
+def test_taking_returns_what_it_deleted_and_only_once(store):
+    chunks = [make(1, "word", keywords=("k",)), make(2, "word"), make(3, "word", document="doc2")]
+    store.put(TENANT, chunks, np.ones((3, 2), np.float32), SPACE)
+    assert store.take(TENANT, documents(chunk_ids=(f"{1:016x}", f"{9:016x}"))) == chunks[:1]
+    assert store.take(TENANT, documents()) == chunks[1:2]
+    assert store.take(TENANT, documents()) == []
+    assert found(store, "word") == found(store, "", unit(1, 1)) == {3}
+
+
 def test_putting_nothing_does_nothing(store):
     store.put(TENANT, [], np.empty((0, 2), np.float32), SPACE)
     assert store.count(TENANT, ChunkSelector(dataset_ids=("d1",))) == 0

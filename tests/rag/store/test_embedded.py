@@ -473,3 +473,14 @@ def test_nothing_works_after_close_and_nothing_hangs(tmp_path: Path):
     store.close()
     with pytest.raises(Unavailable):
         store.count(TENANT, ChunkSelector(dataset_ids=("d1",)))
+
+
+def test_searching_for_a_tenant_that_put_nothing_makes_no_folder(tmp_path: Path):
+    store = EmbeddedStore(tmp_path)
+    try:
+        assert ask(store, 1).ids.tolist() == []
+        assert list(tmp_path.iterdir()) == []
+        store.put(TENANT, [make(7)], vectors()[7:8], "s")
+        assert ask(store, 7).ids.tolist() == [7]
+    finally:
+        store.close()
