@@ -1,17 +1,14 @@
 """Uploads: a multipart body read part by part, its files streamed into the blob store, never whole in memory.
 
-A small file is handed over when it is complete. A large one flows through a bounded pipe into `BlobStore.put`, which waits on
-a thread of the blob lane; so that slow clients cannot take all of those threads, only some of them may be used that way.
+A file is written by short calls to the blob lane, a piece each: however many clients are slow, none of them holds a thread.
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
-from typing import BinaryIO, cast
+from typing import cast
 
 import xxhash
 from quart import request
@@ -19,12 +16,11 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from api.errors import ApiError
-from rag.errors import DeadlineExceeded, TooLarge
-from rag.ports import BlobStore
+from rag.errors import DeadlineExceeded, Overloaded, TooLarge
+from rag.ports import BlobStore, BlobWriter
 from rag.threads import Lane
 
-SMALL_BYTES = 1 << 20
-PIPE_BYTES = 4 << 20
+WRITTEN_BYTES = 1 << 20  # at once
 DECODED_BYTES = 1 << 18  # at once, so that one large message does not hold up the loop
 HEADER_BYTES = 1 << 20
 FIELD_BYTES = 1 << 20
@@ -106,59 +102,6 @@ class MultipartReader:
         return piece
 
 
-class Pipe:
-    """Carries bytes from the event loop to one reader on a thread, holding at most about `PIPE_BYTES`."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._room = asyncio.Event()
-        self._changed = threading.Condition()
-        self._data = bytearray()
-        self._closed = False
-        self._broken = False
-        self._abandoned = False
-
-    async def write(self, data: bytes) -> None:
-        """Pass data on; waits while the pipe is full. Raises `BrokenPipeError` when nobody reads any more."""
-        if self._abandoned:
-            raise BrokenPipeError
-        with self._changed:
-            self._data += data
-            self._changed.notify()
-        while self._is_full() and not self._abandoned:
-            await self._room.wait()
-
-    def abandon(self) -> None:
-        """Nobody reads any more; a waiting writer goes on. On the event loop."""
-        self._abandoned = True
-        self._room.set()
-
-    def close(self, *, broken: bool = False) -> None:
-        """End the stream; a `broken` one makes the reader fail, so that nothing half is stored."""
-        with self._changed:
-            self._closed, self._broken = True, broken
-            self._changed.notify()
-
-    def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes, b"" at the end. Raises `BrokenPipeError` when the writer broke off. On the reader's thread."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._data or self._closed)
-            if self._broken:
-                raise BrokenPipeError("the upload broke off")
-            data = bytes(self._data) if size < 0 else bytes(self._data[:size])
-            del self._data[: len(data)]
-            if len(self._data) < PIPE_BYTES:
-                self._loop.call_soon_threadsafe(self._room.set)
-            return data
-
-    def _is_full(self) -> bool:
-        with self._changed:
-            full = len(self._data) >= PIPE_BYTES
-            if full:
-                self._room.clear()
-            return full
-
-
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A file that is in the blob store. `digest` is its xxh128 in hex."""
@@ -174,50 +117,37 @@ class Uploader:
         self._blobs = blobs
         self._lane = lane
         self._limit_bytes = limit_bytes
-        self._streams = asyncio.Semaphore(max(1, lane.state.threads - 1))
 
     async def store(self, key: str, content: AsyncIterator[bytes], keep_alive: Callable[[], Awaitable[None]]) -> Stored:
         """Put the content under the key: all of it, or nothing. `keep_alive` is awaited now and then while it comes in.
 
-        Raises `TooLarge`, and what the content and the store raise.
+        Raises `TooLarge`, `Overloaded` when the blob lane is full, and what the content and the store raise.
         """
         tally = _Tally(self._limit_bytes)
-        head = bytearray()
-        async for piece in content:
-            head += tally.add(piece)
-            if len(head) >= SMALL_BYTES:
-                break
-        else:
-            await self._lane.run(self._blobs.put, key, BytesIO(head))
-            return tally.stored()
-        await keep_alive()
-        async with self._streams, self._pipe_to(key) as pipe:
-            await pipe.write(bytes(head))
-            asked_at = time.monotonic()
+        waiting = bytearray()
+        writer = self._blobs.writer(key)
+        kept_at = time.monotonic()
+        try:
             async for piece in content:
-                await pipe.write(tally.add(piece))
-                if time.monotonic() - asked_at > KEEP_ALIVE_SECONDS:
+                waiting += tally.add(piece)
+                if len(waiting) >= WRITTEN_BYTES:
+                    await self._lane.run(writer.write, bytes(waiting))
+                    waiting.clear()
+                if time.monotonic() - kept_at > KEEP_ALIVE_SECONDS:
                     await keep_alive()
-                    asked_at = time.monotonic()
+                    kept_at = time.monotonic()
+            await self._lane.run(_finish, writer, bytes(waiting))
+        except BaseException:
+            with suppress(Overloaded):  # then the half file goes with its key, as that of a killed server does
+                await asyncio.shield(self._lane.run(writer.abort))
+            raise
         return tally.stored()
 
-    @asynccontextmanager
-    async def _pipe_to(self, key: str) -> AsyncIterator[Pipe]:
-        """A pipe that the blob store reads; left without an error when the blob is stored."""
-        pipe = Pipe()
-        put = asyncio.ensure_future(self._lane.run(self._blobs.put, key, cast(BinaryIO, pipe)))
-        put.add_done_callback(lambda _: pipe.abandon())
-        try:
-            yield pipe
-        except BaseException as error:
-            pipe.close(broken=True)
-            await asyncio.wait([put])
-            if isinstance(error, BrokenPipeError):
-                put.result()  # the store's own error tells more
-            put.exception()
-            raise
-        pipe.close()
-        await put
+
+def _finish(writer: BlobWriter, rest: bytes) -> None:
+    """In one crossing to the lane, for most files are small."""
+    writer.write(rest)
+    writer.commit()
 
 
 class _Tally:

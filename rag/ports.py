@@ -75,11 +75,27 @@ class ChunkStore(Protocol):
         """Release files and threads. Safe to call twice."""
 
 
+class BlobWriter(Protocol):
+    """A blob that comes in pieces. Blocking calls; `abort` may come from another thread, also while a call runs."""
+
+    def write(self, data: bytes) -> None:
+        """Add the data. Raises `Unavailable`, also when the writer was aborted."""
+
+    def commit(self) -> int:
+        """Make what was written durable under the key and return its size in bytes. Raises as `write`."""
+
+    def abort(self) -> None:
+        """Drop what was written. After `commit` or `abort` nothing happens; never raises."""
+
+
 class BlobStore(Protocol):
     """Keeps uploaded files by key. Blocking: call it through the blob lane. A key is `[a-z0-9/_-]+`, made by us."""
 
     def put(self, key: str, source: BinaryIO) -> int:
         """Store the stream durably under the key, in bounded memory, and return its size in bytes. All or nothing."""
+
+    def writer(self, key: str) -> BlobWriter:
+        """For a blob whose pieces come over a long time. Does not block; there is nothing under the key before `commit`."""
 
     def open(self, key: str) -> BinaryIO:
         """A readable stream. Raises `NotFound`."""

@@ -2,10 +2,10 @@
 
 import os
 import re
-import shutil
+import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,23 +24,17 @@ class LocalBlobStore:
 
     def put(self, key: str, source: BinaryIO) -> int:
         """As `rag.ports.BlobStore.put`."""
-        path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        writer = self.writer(key)
         try:
-            self._make_folders(path.parent)
-            try:
-                with temporary.open("xb") as file:
-                    shutil.copyfileobj(source, file, _PIECE_BYTES)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    size = file.tell()
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-            _sync_folder(path.parent)
-        except OSError as exc:
-            raise Unavailable(f"the file cannot be stored: {reason(exc)}") from exc
-        return size
+            while piece := source.read(_PIECE_BYTES):
+                writer.write(piece)
+            return writer.commit()
+        finally:
+            writer.abort()
+
+    def writer(self, key: str) -> "LocalBlobWriter":
+        """As `rag.ports.BlobStore.writer`."""
+        return LocalBlobWriter(self._path(key))
 
     def open(self, key: str) -> BinaryIO:
         """As `rag.ports.BlobStore.open`."""
@@ -75,7 +69,7 @@ class LocalBlobStore:
     def health(self) -> dict[str, str]:
         """As `rag.ports.BlobStore.health`."""
         try:
-            self._make_folders(self._folder)
+            _make_folders(self._folder)
             writable = os.access(self._folder, os.W_OK)
         except OSError:
             writable = False
@@ -86,14 +80,71 @@ class LocalBlobStore:
             raise InvalidArgument("a blob key is made of a-z, 0-9, _, - and /")
         return self._folder / key
 
-    def _make_folders(self, folder: Path) -> None:
-        """Create a folder and sync each new name, so that a power cut cannot take the folder from under a stored file."""
-        if folder.is_dir():
-            return
-        if folder != folder.parent:
-            self._make_folders(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+
+class LocalBlobWriter:
+    """Writes beside the blob's place and moves there when it is complete. As `rag.ports.BlobWriter`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        self._file: BinaryIO | None = None
+        self._ended = False
+        self._one_call = threading.Lock()
+
+    def write(self, data: bytes) -> None:
+        """As `rag.ports.BlobWriter.write`."""
+        with self._one_call, _storing():
+            self._opened().write(data)
+
+    def commit(self) -> int:
+        """As `rag.ports.BlobWriter.commit`."""
+        with self._one_call, _storing():
+            with self._opened() as file:
+                file.flush()
+                os.fsync(file.fileno())
+                size = file.tell()
+            self._temporary.replace(self._path)
+            self._ended = True
+            _sync_folder(self._path.parent)
+        return size
+
+    def abort(self) -> None:
+        """As `rag.ports.BlobWriter.abort`."""
+        with self._one_call:
+            if self._file is None or self._ended:
+                self._ended = True
+                return
+            self._ended = True
+            with suppress(OSError):  # what cannot be written cannot be flushed, either
+                self._file.close()
+            with suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+
+    def _opened(self) -> BinaryIO:
+        if self._ended:
+            raise Unavailable("the file was given up")
+        if self._file is None:
+            _make_folders(self._path.parent)
+            self._file = self._temporary.open("xb")
+        return self._file
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise Unavailable(f"the file cannot be stored: {reason(exc)}") from exc
+
+
+def _make_folders(folder: Path) -> None:
+    """Create a folder and sync each new name, so that a power cut cannot take the folder from under a stored file."""
+    if folder.is_dir():
+        return
+    if folder != folder.parent:
+        _make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

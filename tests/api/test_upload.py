@@ -9,7 +9,7 @@ import pytest
 import xxhash
 
 from api.asgi import BUFFERED_BYTES
-from api.upload import PIPE_BYTES, Uploader
+from api.upload import WRITTEN_BYTES, Uploader
 from db.models import Task
 from rag.errors import Unavailable
 from tests.api.conftest import Server, multipart
@@ -191,56 +191,79 @@ async def test_a_fast_client_waits_for_a_slow_reader(api: Server) -> None:
         await request
 
 
-async def test_a_store_that_fails_in_the_middle_fails_the_upload(api: Server) -> None:
-    class FullDisk:
-        def put(self, key: str, source: Any) -> int:
-            source.read(1 << 20)
+class Pieces:
+    """A store that remembers how large the pieces were; full after `room` of them."""
+
+    def __init__(self, room: int = 1 << 20) -> None:
+        self.room = room
+        self.sizes: list[int] = []
+        self.aborted = False
+
+    def writer(self, _: str) -> "Pieces":
+        return self
+
+    def write(self, data: bytes) -> None:
+        if len(self.sizes) == self.room:
             raise Unavailable("the file cannot be stored: no space left on device")
+        self.sizes.append(len(data))
 
-    async def endless() -> AsyncIterator[bytes]:
-        while True:
-            yield b"x" * (1 << 16)
+    def commit(self) -> int:
+        return sum(self.sizes)
 
-    uploader = Uploader(FullDisk(), api.parts.lanes.blob, 1 << 30)  # type: ignore[arg-type]
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def pieces(number: int) -> AsyncIterator[bytes]:
+    for _ in range(number):
+        yield b"x" * (1 << 16)
+
+
+async def test_a_store_that_fails_in_the_middle_fails_the_upload(api: Server) -> None:
+    store = Pieces(room=2)
     with pytest.raises(Unavailable, match="no space left"):
-        await uploader.store("key", endless(), nothing)
+        await Uploader(store, api.parts.lanes.blob, 1 << 30).store("key", pieces(512), nothing)  # type: ignore[arg-type]
+    assert store.aborted
 
 
 async def test_a_large_file_is_never_whole_in_memory(api: Server) -> None:
-    class SlowStore:
-        largest = 0
-
-        def put(self, key: str, source: Any) -> int:
-            size = 0
-            while piece := source.read(1 << 14):
-                self.largest = max(self.largest, len(source._data))
-                size += len(piece)
-            return size
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for _ in range(512):
-            yield b"x" * (1 << 16)
-
-    store = SlowStore()
-    stored = await Uploader(store, api.parts.lanes.blob, 1 << 30).store("key", pieces(), nothing)  # type: ignore[arg-type]
-    assert stored.size == 32 << 20
-    assert store.largest <= PIPE_BYTES + (1 << 16)
+    store = Pieces()
+    stored = await Uploader(store, api.parts.lanes.blob, 1 << 30).store("key", pieces(512), nothing)  # type: ignore[arg-type]
+    assert stored.size == sum(store.sizes) == 32 << 20
+    assert max(store.sizes) <= WRITTEN_BYTES + (1 << 16)
 
 
-async def test_slow_uploads_do_not_take_every_thread(api: Server) -> None:
-    """With four threads at most three wait for clients; a download or a small file gets the fourth."""
+async def test_slow_uploads_hold_no_thread(api: Server) -> None:
+    """Twice as many clients as threads are silent in the middle of a large file: other large files go through."""
     going_on = asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
-        yield b"x" * (1 << 20)
+        yield b"x" * (2 << 20)
         await going_on.wait()
 
     uploader = Uploader(api.parts.blobs, api.parts.lanes.blob, 1 << 30)
-    uploads = [asyncio.ensure_future(uploader.store(f"large/{number}", slow(), nothing)) for number in range(8)]
-    await asyncio.sleep(0)
-    assert await api.parts.lanes.blob.run(lambda: "free") == "free"
+    uploads = [asyncio.ensure_future(uploader.store(f"slow/{number}", slow(), nothing)) for number in range(8)]
+    await until(lambda: len(files_of(api)) == 8)
+    async with asyncio.timeout(10):
+        assert (await uploader.store("large", pieces(64), nothing)).size == 4 << 20
     going_on.set()
-    assert [stored.size for stored in await asyncio.gather(*uploads)] == [1 << 20] * 8
+    assert [stored.size for stored in await asyncio.gather(*uploads)] == [2 << 20] * 8
+
+
+async def test_a_pledge_is_kept_alive_while_a_slow_client_sends_little(api: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = 0
+
+    async def keep() -> None:
+        nonlocal kept
+        kept += 1
+
+    async def slow() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"x"
+
+    monkeypatch.setattr("api.upload.KEEP_ALIVE_SECONDS", -1.0)
+    await Uploader(api.parts.blobs, api.parts.lanes.blob, 1 << 30).store("little", slow(), keep)
+    assert kept == 3
 
 
 async def test_a_server_that_dies_leaves_a_pledge_that_a_worker_keeps(api: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rag.errors import InvalidArgument, NotFound
+from rag.errors import InvalidArgument, NotFound, Unavailable
 from rag.store.blobs import LocalBlobStore
 
 
@@ -71,6 +71,34 @@ def test_a_put_that_breaks_off_leaves_what_was_there(blobs):
     blobs.put("a", io.BytesIO(b"before"))
     with pytest.raises((ConnectionResetError, Exception)):
         blobs.put("a", Breaking(8_000_000))
+    with blobs.open("a") as file:
+        assert file.read() == b"before"
+
+
+def test_a_blob_that_comes_in_pieces_is_there_when_it_is_committed(blobs):
+    writer = blobs.writer("a/b")
+    writer.write(b"one, ")
+    writer.write(b"two")
+    with pytest.raises(NotFound):
+        blobs.open("a/b")
+    assert writer.commit() == 8
+    writer.abort()
+    with blobs.open("a/b") as file:
+        assert file.read() == b"one, two"
+
+
+def test_an_aborted_blob_leaves_what_was_there_and_takes_no_more(blobs):
+    blobs.put("a", io.BytesIO(b"before"))
+    for pieces in ((), (b"half",)):
+        writer = blobs.writer("a")
+        for piece in pieces:
+            writer.write(piece)
+        writer.abort()
+        writer.abort()
+        with pytest.raises(Unavailable):
+            writer.write(b"more")
+        with pytest.raises(Unavailable):
+            writer.commit()
     with blobs.open("a") as file:
         assert file.read() == b"before"
 
