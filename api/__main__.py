@@ -93,7 +93,7 @@ def _serve(_: argparse.Namespace, settings: Settings) -> int:
 
 def _worker(_: argparse.Namespace, settings: Settings) -> int:
     if settings.ingest_workers == 0:
-        settings = settings.model_copy(update={"ingest_workers": 1})
+        settings = settings.model_copy(update={"ingest_workers": Settings.model_fields["ingest_workers"].default})
 
     async def run() -> int:
         async with open_parts(settings, _model_keys(settings)) as parts:

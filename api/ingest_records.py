@@ -1,5 +1,7 @@
 """The ingestion worker's view of the database: `rag.ports.IngestRecords` over the session and the task service."""
 
+from collections.abc import Collection
+
 from db.services import task_service
 from db.session import Session
 from rag.types import IngestTask
@@ -12,11 +14,11 @@ class DatabaseRecords:
         self._session = session
         self._last_tenant = ""
 
-    async def claim(self, worker: str, lease_seconds: float) -> IngestTask | None:
+    async def claim(self, worker: str, lease_seconds: float, busy_tenants: Collection[str] = ()) -> IngestTask | None:
         """As `rag.ports.IngestRecords.claim`. Polling an idle queue only reads."""
-        if not await self._session.read(task_service.any_due):
+        if not await self._session.read(task_service.any_due, busy_tenants):
             return None
-        task = await self._session.write(task_service.claim, worker, lease_seconds, self._last_tenant)
+        task = await self._session.write(task_service.claim, worker, lease_seconds, self._last_tenant, busy_tenants)
         if task is not None:
             self._last_tenant = task.tenant_id
         return task

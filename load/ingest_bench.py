@@ -15,7 +15,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -28,11 +28,12 @@ from load.processes import MemorySampler
 from load.split_bench import generated
 from rag.ingest.pipeline import Pipeline
 from rag.ingest.sandbox import Sandbox
-from rag.ingest.worker import DOCUMENTS_AT_ONCE, Worker
+from rag.ingest.worker import Worker
 from rag.llm.local import LocalEmbedder
 from rag.llm.model_directory import bundled_model_path, read_model_directory
 from rag.nlp.tokenize import ANALYSER_VERSION
 from rag.ports import Embedder
+from rag.settings import Settings
 from rag.store.blobs import LocalBlobStore
 from rag.store.embedded import EmbeddedStore
 from rag.threads import Lane
@@ -106,7 +107,7 @@ async def ingest(folder: Path, files: Sequence[Path], embedder: Embedder, tokens
     store = EmbeddedStore(folder / "chunks", analyser_version=ANALYSER_VERSION)
     blobs = LocalBlobStore(folder / "blobs")
     search_lane, blob_lane = Lane("search", 4, 1024), Lane("blob", 4, 1024)
-    sandbox = Sandbox(processes=DOCUMENTS_AT_ONCE)
+    sandbox = Sandbox(processes=Settings().parser_processes)
     tasks = []
     for number, file in enumerate(files):
         blobs.put(f"bench/{number}", BytesIO(file.read_bytes()))
@@ -118,7 +119,7 @@ async def ingest(folder: Path, files: Sequence[Path], embedder: Embedder, tokens
             )
         )  # fmt: skip
     records = QueuedRecords(tasks)
-    pipeline = Pipeline(store, blobs, sandbox, search_lane=search_lane, blob_lane=blob_lane)
+    pipeline = Pipeline(store, blobs, sandbox, search_lane=search_lane, blob_lane=blob_lane, spool_dir=folder)
     worker = Worker(records, pipeline, lambda _: embedder, name="bench", poll_seconds=0.05)
     started = time.perf_counter()
     working = asyncio.create_task(worker.run())
@@ -146,7 +147,7 @@ class QueuedRecords:
         self.failures: list[str] = []
         self.chunks = 0
 
-    async def claim(self, worker: str, lease_seconds: float) -> IngestTask | None:
+    async def claim(self, worker: str, lease_seconds: float, busy_tenants: Collection[str] = ()) -> IngestTask | None:
         return self._waiting.pop(0) if self._waiting else None
 
     async def renew(self, task: IngestTask, worker: str, lease_seconds: float) -> bool:

@@ -74,8 +74,10 @@ class Settings(BaseModel):
     ingest_model_threads: Positive = Field(max(1, CORES - 1), description="threads for local models embedding documents")
     queue_limit: Positive = Field(1024, description="calls that may wait for a thread of a pool; more are refused with 503")
 
-    ingest_workers: int = Field(1, ge=0, description="documents this server ingests at once; 0 leaves it to `millrace worker`")
-    parser_processes: Positive = Field(1, description="processes that parse documents")
+    ingest_workers: int = Field(
+        16, ge=0, description="documents this server works on at once, a quarter of them of one tenant; 0 leaves it to `millrace worker`"
+    )
+    parser_processes: Positive = Field(2, description="processes that parse documents")
     parser_memory_bytes: Positive = Field(2 << 30, description="address space of a parser process", json_schema_extra=BYTES)
     parser_timeout_seconds: Seconds = Field(600.0, description="longest time for parsing one document", json_schema_extra=SECONDS)
     lease_seconds: Seconds = Field(15.0, description="a worker that is silent for so long loses its task", json_schema_extra=SECONDS)

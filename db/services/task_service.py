@@ -6,7 +6,7 @@ A purge task is the outbox of a deletion (and the pledge of an upload): it is wr
 rows, whoever removed them purges chunks and file at once and takes the task back, and if that server dies, a worker does it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -53,17 +53,21 @@ class Started:
 
 
 # ---------------------------------------------------------------------------------------------------- for workers
-def any_due() -> bool:
+def any_due(busy_tenants: Collection[str] = ()) -> bool:
     """Whether a claim could find a task now."""
     now = now_ms()
-    return Task.select(Task.id).where(Task.due_at <= now, Task.lease_until <= now).exists()
+    return Task.select(Task.id).where(_not_of(busy_tenants), Task.due_at <= now, Task.lease_until <= now).exists()
 
 
-def claim(worker: str, lease_seconds: float, after_tenant: str = "") -> IngestTask | None:
-    """Lease the task that is due for the longest time, of the next tenant after `after_tenant`; None if none is due."""
+def claim(worker: str, lease_seconds: float, after_tenant: str = "", busy_tenants: Collection[str] = ()) -> IngestTask | None:
+    """Lease the task that is due for the longest time, of the next tenant after `after_tenant`; None if none is due.
+
+    The tasks of `busy_tenants` are passed over.
+    """
+    others = _not_of(busy_tenants)
     while True:
         now = now_ms()
-        row = _due(now, Task.tenant_id > after_tenant) or _due(now, Task.tenant_id <= after_tenant)
+        row = _due(now, others & (Task.tenant_id > after_tenant)) or _due(now, others & (Task.tenant_id <= after_tenant))
         if row is None:
             return None
         document = Document.get_or_none(Document.id == row.document_id) if row.kind == "parse" else None
@@ -243,6 +247,10 @@ def add_counts(dataset_id: str, document_id: str, chunks: int, tokens: int) -> N
 # ---------------------------------------------------------------------------------------------------- inside
 def _at_least_0(value: Expression) -> Case:
     return Case(None, ((value > 0, value),), 0)
+
+
+def _not_of(tenants: Collection[str]) -> Expression:
+    return Task.tenant_id.not_in(list(tenants))
 
 
 def _due(now: int, tenants: Expression) -> Task | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rag.errors import ParseFailed, UnsupportedType
-from rag.ingest.parse import format_of, parse
+from rag.ingest.parse import File, parse, recognise
 from rag.ingest.parsers import delimited, xlsx
 from rag.ingest.parsers.markdown import heading_text
 from rag.ingest.parsers.rows import Table, row_text, with_header
@@ -54,18 +54,24 @@ class Draft:
 
 
 def chunk(
-    source: Path, name: str, method: str, config: Mapping[str, Any], counter: Counter, progress: Progress
+    source: Path, name: str, method: str, config: Mapping[str, Any], counter: Counter, progress: Progress, *, careful: bool = False
 ) -> tuple[list[Draft], tuple[str, ...]]:
     """The file's chunks in order, and warnings for people. Raises as `rag.ingest.parse.parse`, and `InvalidArgument`."""
     if method in _UNREADABLE:
         raise UnsupportedType(_UNREADABLE[method])
-    warnings: tuple[str, ...] = ()
-    if method in _BY_ROW:
-        drafts = list(_row_drafts(source, name, method, counter, progress))
+    file = recognise(source, name)
+    tables = _tables(file, progress, careful) if method in _BY_ROW else None
+    if tables is not None:
+        warnings = file.warnings
+        drafts = list(_table_drafts(tables, method, counter))
+    elif method in _BY_ROW - {"qa"}:
+        raise ParseFailed(f"chunk method {method} needs a table: a CSV file, a spreadsheet or text with TABs")
     else:
-        parsed = parse(source, name, progress)
+        parsed = parse(file, progress, careful=careful)
         warnings = parsed.warnings
-        drafts = list(_text_drafts(parsed, method, config, counter))
+        drafts = list(
+            _qa_drafts(_pairs_under_headings(parsed), counter) if method == "qa" else _text_drafts(parsed, method, config, counter)
+        )
     if not drafts:
         raise ParseFailed("the file has no text")
     return drafts, warnings
@@ -144,14 +150,8 @@ class _Outline:
 
 
 # ---------------------------------------------------------------------------------------------------- rows and pairs
-def _row_drafts(source: Path, name: str, method: str, counter: Counter, progress: Progress) -> Iterator[Draft]:
-    tables = _tables(source, name, progress)
-    if tables is None:
-        if method != "qa":
-            raise ParseFailed(f"chunk method {method} needs a table: a CSV file, a spreadsheet or text with TABs")
-        pairs = _pairs_under_headings(parse(source, name, progress))
-        yield from _qa_drafts(pairs, counter)
-    elif method == "table":
+def _table_drafts(tables: Iterator[Table], method: str, counter: Counter) -> Iterator[Draft]:
+    if method == "table":
         for table in tables:
             for header, cells in with_header(table.rows):
                 yield from _bounded(row_text(header, cells), counter, Draft("", 0, headings=(table.name,) if table.name else ()))
@@ -164,15 +164,14 @@ def _row_drafts(source: Path, name: str, method: str, counter: Counter, progress
                 yield from _bounded(content, counter, Draft("", 0, tags=names))
 
 
-def _tables(source: Path, name: str, progress: Progress) -> Iterator[Table] | None:
+def _tables(file: File, progress: Progress, careful: bool) -> Iterator[Table] | None:
     """The file's rows where it has such: spreadsheets, CSV, and text whose lines have TABs."""
-    found = format_of(source, name)
-    if found == "xlsx":
-        return xlsx.tables(source, progress)
-    if found == "csv":
-        return delimited.tables(source, progress)
-    if found == "text":
-        text = normalise(decode(source.read_bytes()))
+    if file.format == "xlsx":
+        return xlsx.tables(file.source, progress, careful=careful)
+    if file.format == "csv":
+        return delimited.tables(file.source, progress)
+    if file.format == "text":
+        text = normalise(decode(file.source.read_bytes()))
         if "\t" in text:
             return iter((Table("", (line.split("\t") for line in text.split("\n"))),))
     return None

@@ -4,7 +4,7 @@ All that costs Python time for a chunk happens here and not in the server: its e
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rag.nlp.tokenize import chunk_terms
 from rag.nlp.tokens import TokenCounter
 
 BATCH_CHUNKS = 64
+BATCH_TOKENS = 16 * 1024  # a chunk may have thousands
 PROGRESS_EVERY_SECONDS = 0.5
 
 Emit = Callable[[Mapping[str, Any]], None]
@@ -22,14 +23,28 @@ Emit = Callable[[Mapping[str, Any]], None]
 def run(job: Mapping[str, Any], emit: Emit) -> None:
     """Emit `{"progress": line}` now and then, `{"total": n, "warnings": [...]}`, and the chunks as `{"chunks": [...]}`.
 
-    `job` has `source` (a path), `name`, `method`, `config` and `tokenizer` (a path). Raises as `rag.ingest.chunks.chunk`.
+    `job` has `source` (a path), `name`, `method`, `config`, `tokenizer` (a path), and `careful` after a crash. Raises as
+    `rag.ingest.chunks.chunk`.
     """
     counter = _counter(job["tokenizer"])
-    drafts, warnings = chunk(Path(job["source"]), job["name"], job["method"], job["config"], counter, _Reporter(emit).tell)
-    total = len(drafts)
-    emit({"total": total, "warnings": warnings})
-    for start in range(0, total, BATCH_CHUNKS):
-        emit({"chunks": [_message(draft, job["name"]) for draft in drafts[start : start + BATCH_CHUNKS]]})
+    source, progress = Path(job["source"]), _Reporter(emit).tell
+    drafts, warnings = chunk(source, job["name"], job["method"], job["config"], counter, progress, careful=job.get("careful", False))
+    emit({"total": len(drafts), "warnings": warnings})
+    for batch in _batches(drafts):
+        emit({"chunks": [_message(draft, job["name"]) for draft in batch]})
+
+
+def _batches(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
+    batch: list[Draft] = []
+    tokens = 0
+    for draft in drafts:
+        if batch and (len(batch) == BATCH_CHUNKS or tokens + draft.size_tokens > BATCH_TOKENS):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(draft)
+        tokens += draft.size_tokens
+    if batch:
+        yield batch
 
 
 @lru_cache(maxsize=4)

@@ -3,6 +3,8 @@
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rag.errors import Encrypted, ParseFailed, UnsupportedType
@@ -22,10 +24,15 @@ PARSERS: dict[str, Parser] = {
     "epub": epub.parse, "markdown": markdown.parse, "json": json_lines.parse, "eml": eml.parse, "xml": xml.parse,
     "text": plain.parse,
 }  # fmt: skip
+CAREFUL_PARSERS: dict[str, Parser] = {**PARSERS, "xlsx": partial(xlsx.parse, careful=True)}
 _FORMAT_OF_SUFFIX = {
     "csv": "csv", "tsv": "csv", "htm": "html", "html": "html", "md": "markdown", "mdx": "markdown", "json": "json",
     "jsonl": "json", "ldjson": "json", "eml": "eml", "xml": "xml",
+    "pdf": "pdf", "docx": "docx", "pptx": "pptx", "xlsx": "xlsx", "xls": "xlsx", "epub": "epub",
 }  # fmt: skip
+_BINARY_FORMATS = frozenset(("pdf", "docx", "pptx", "xlsx", "epub"))
+_TEXT_FORMATS = frozenset(PARSERS) - _BINARY_FORMATS
+_NAMES = {"markdown": "Markdown file", "text": "text file", "csv": "CSV file", "eml": "message", "xlsx": "spreadsheet"}
 _ADVICE_BY_SUFFIX = {
     "doc": "old Word files (.doc) are not read: save it as .docx and upload that",
     "wps": "WPS files (.wps) are not read: save it as .docx and upload that",
@@ -60,30 +67,57 @@ _OPEN_DOCUMENTS = {
 }
 
 
-def parse(source: Path, name: str, progress: Progress) -> ParsedDocument:
-    """The text and blocks of the file, which was uploaded under the name.
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file and what it is: a key in `PARSERS`. `warnings` tell people where its name says something else."""
 
-    Raises `ParseFailed` for an empty file, a damaged one and one without text, `Encrypted`, `TooLarge` for bombs, and
-    `UnsupportedType`, which says what to do instead.
+    source: Path
+    format: str
+    warnings: tuple[str, ...] = ()
+
+
+def parse(file: File, progress: Progress, *, careful: bool = False) -> ParsedDocument:
+    """The text and blocks of the file; with `careful` by parsers that are slower but never take the process down.
+
+    Raises `ParseFailed` for a damaged file and one without text, `Encrypted`, `TooLarge` for bombs.
     """
-    parsed = PARSERS[format_of(source, name)](source, progress)
+    parsed = (CAREFUL_PARSERS if careful else PARSERS)[file.format](file.source, progress)
     if not parsed.text.strip():
         raise ParseFailed("the file has no text")
-    return parsed
+    return replace(parsed, warnings=file.warnings + parsed.warnings)
 
 
-def format_of(source: Path, name: str) -> str:
-    """The key in `PARSERS` for the file. Raises as `parse`."""
+def recognise(source: Path, name: str) -> File:
+    """What the file is that was uploaded under the name: its content counts, and its name where that leaves it open.
+
+    Raises `ParseFailed` for an empty file and one whose name promises a binary format that its content is none of, and
+    `Encrypted`, `TooLarge` and `UnsupportedType`, which says what to do instead.
+    """
+    suffix = name.rpartition(".")[2].casefold() if "." in name else ""
+    found, promised = _format_of(source, suffix), _FORMAT_OF_SUFFIX.get(suffix)
+    if found == promised or promised is None:
+        return File(source, found)
+    if promised in _BINARY_FORMATS and found not in _BINARY_FORMATS and suffix != "xls":  # many programs write tables as text into .xls
+        raise ParseFailed(f"the file is not {_named(promised)}: its content is something else; check it and upload it under its own name")
+    return File(source, found, (f"the file is not {_named(promised)} as its name says: it was read as {_named(found)}",))
+
+
+def _named(found: str) -> str:
+    name = _NAMES.get(found, found.upper())
+    return f"an {name}" if name.startswith(("E", "H", "X")) else f"a {name}"
+
+
+def _format_of(source: Path, suffix: str) -> str:
+    """A key in `PARSERS`; "text" where nothing tells more."""
     with source.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
     if not head:
         raise ParseFailed("the file is empty")
-    suffix = name.rpartition(".")[2].casefold() if "." in name else ""
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zipped_format(source, suffix)
     if head.startswith(_OLE):
         return _ole_format(source, suffix)
-    if b"%PDF-" in head[:1024] and suffix not in _FORMAT_OF_SUFFIX:
+    if head.startswith(b"%PDF-") or (b"%PDF-" in head[:1024] and suffix in ("pdf", "")):
         return "pdf"
     for magic, advice in _ADVICE_BY_MAGIC:
         if head.startswith(magic):
@@ -92,7 +126,7 @@ def format_of(source: Path, name: str) -> str:
         raise UnsupportedType(_IMAGE if head[8:12] == b"WEBP" else _MEDIA)
     if head[4:8] == b"ftyp":
         raise UnsupportedType(_IMAGE if head[8:12] in (b"avif", b"heic") else _MEDIA)
-    if suffix in _FORMAT_OF_SUFFIX:
+    if _FORMAT_OF_SUFFIX.get(suffix) in _TEXT_FORMATS:
         return _FORMAT_OF_SUFFIX[suffix]
     return "html" if _HTML.match(head) else "text"
 
@@ -107,6 +141,8 @@ def _zipped_format(source: Path, suffix: str) -> str:
             return "xlsx"
         if kind in _OPEN_DOCUMENTS:
             raise UnsupportedType(_ADVICE_BY_SUFFIX[_OPEN_DOCUMENTS[kind]])
+    if _FORMAT_OF_SUFFIX.get(suffix) in _BINARY_FORMATS:
+        raise ParseFailed(f"the file is not {_named(_FORMAT_OF_SUFFIX[suffix])}: it is a zip archive of something else")
     raise UnsupportedType(_ADVICE_BY_SUFFIX.get(suffix, "archives are not read: unpack it and upload the files in it"))
 
 

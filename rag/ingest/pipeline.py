@@ -1,12 +1,14 @@
 """One document on its way from the stored file to searchable chunks.
 
-Parsing (in a process of its own), embedding and storing run at the same time, joined by short queues: the embedder, which is
-the slowest by far, never waits, and memory does not grow with the document.
+Parsing (in a process of its own), embedding and storing run at the same time: the embedder, which is the slowest by far, never
+waits. What is parsed ahead of it lies in a spool (see rag/ingest/spool.py), so that memory does not grow with the document and
+its parser is free for the next one; documents take turns at the embedder, a batch each (see rag/ingest/turns.py).
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +20,18 @@ import xxhash
 
 from rag.errors import MillraceError, Overloaded, ParseFailed, ProviderBusy, Unavailable
 from rag.ingest.context import embedding_text
-from rag.ingest.sandbox import Sandbox
+from rag.ingest.sandbox import ParserCrashed, Sandbox
+from rag.ingest.spool import Spool
+from rag.ingest.turns import Turns
 from rag.ports import BlobStore, ChunkStore, Embedder
 from rag.threads import Lane
 from rag.types import Chunk, ChunkSelector, ChunkTerms, IngestTask
 
 T = TypeVar("T")
 
-EMBED_CHUNKS = 128  # at once: enough for good batches by length, few enough for progress to be seen
-PARSED_BATCHES_AHEAD = 8
+# Of a turn at the embedder: enough for good batches by length, few enough for progress to be seen and for others not to wait long.
+EMBED_TOKENS = 32 * 1024
+EMBED_CHUNKS = 256
 EMBEDDED_BATCHES_AHEAD = 2
 PARSE_DEADLINE_SECONDS = 600.0
 PARSED_SHARE = 0.05  # of the progress bar
@@ -59,15 +64,16 @@ class Pipeline:
 
     def __init__(
         self, store: ChunkStore, blobs: BlobStore, sandbox: Sandbox, *, search_lane: Lane, blob_lane: Lane,
-        embeddings_at_once: int = 1, parse_deadline_seconds: float = PARSE_DEADLINE_SECONDS,
+        spool_dir: Path, embeddings_at_once: int = 1, parse_deadline_seconds: float = PARSE_DEADLINE_SECONDS,
     ) -> None:  # fmt: skip
-        """`embeddings_at_once` bounds the batches under way over all documents."""
+        """`embeddings_at_once` bounds the batches under way at one model, over all documents; `spool_dir` takes nameless files."""
         self._store = store
         self._blobs = blobs
         self._sandbox = sandbox
         self._search_lane = search_lane
         self._blob_lane = blob_lane
-        self._embedding = asyncio.Semaphore(embeddings_at_once)
+        self._spool_dir = spool_dir
+        self._turns: defaultdict[str, Turns] = defaultdict(lambda: Turns(embeddings_at_once))
         self._parse_deadline_seconds = parse_deadline_seconds
 
     async def ingest(self, task: IngestTask, embedder: Embedder, tell: Tell) -> Outcome:
@@ -78,11 +84,11 @@ class Pipeline:
         """
         started = time.monotonic()
         run = _Run(task, embedder)
-        async with self._local_file(task.blob_key) as source:
+        with Spool(self._spool_dir, self._blob_lane) as spool:
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._parse(run, source, tell))
-                    group.create_task(self._embed(run))
+                    group.create_task(self._parse(run, spool, tell))
+                    group.create_task(self._embed(run, spool))
                     group.create_task(self._keep(run, tell))
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None
@@ -105,40 +111,44 @@ class Pipeline:
         if task.blob_key:
             await patiently(lambda: self._blob_lane.run(self._blobs.delete, task.blob_key))
 
-    async def _parse(self, run: "_Run", source: Path, tell: Tell) -> None:
+    async def _parse(self, run: "_Run", spool: Spool, tell: Tell) -> None:
         task = run.task
         job = {
-            "source": str(source),
             "name": task.document_name,
             "method": task.chunk_method,
             "config": dict(task.parser_config),
             "tokenizer": str(run.embedder.tokenizer_path),
         }
+        async with self._local_file(task.blob_key) as source:
+            job["source"] = str(source)
+            try:
+                await self._spool_chunks(job, run, spool, tell)
+            except ParserCrashed:
+                if run.total:
+                    raise
+                _log.warning("a parser crashed; the file is tried once more, with care", document=task.document_id)
+                await self._spool_chunks({**job, "careful": True}, run, spool, tell)
+        spool.end()
+
+    async def _spool_chunks(self, job: Mapping[str, Any], run: "_Run", spool: Spool, tell: Tell) -> None:
         async with aclosing(self._sandbox.run(job, self._parse_deadline_seconds)) as messages:
             async for message in messages:
                 if "chunks" in message:
-                    await run.parsed.put(run.chunks(message["chunks"]))
+                    await spool.put(message["chunks"])
                 elif "total" in message:
                     run.total, run.warnings = message["total"], tuple(message["warnings"])
-                    await tell(PARSED_SHARE, f"found {run.total} chunks")
+                    await tell(PARSED_SHARE, f"found {_counted(run.total)}")
                 else:
                     await tell(0.0, message["progress"])
-        await run.parsed.put([])
 
-    async def _embed(self, run: "_Run") -> None:
-        more = True
-        while more:
-            chunks = await run.parsed.get()
-            more = bool(chunks)
-            while more and len(chunks) < EMBED_CHUNKS and not run.parsed.empty():
-                following = run.parsed.get_nowait()
-                more = bool(following)
-                chunks = chunks + following
-            if chunks:
-                texts = [embedding_text(chunk.document_name, chunk.headings, chunk.content) for chunk in chunks]
-                async with self._embedding:
-                    vectors = await patiently(lambda texts=texts: run.embedder.embed_documents(texts))
-                await run.embedded.put((chunks, vectors))
+    async def _embed(self, run: "_Run", spool: Spool) -> None:
+        turns = self._turns[run.embedder.space]
+        while messages := await _turnful(spool):
+            chunks = run.chunks(messages)
+            texts = [embedding_text(chunk.document_name, chunk.headings, chunk.content) for chunk in chunks]
+            async with turns.turn(run.task.tenant_id):
+                vectors = await patiently(lambda texts=texts: run.embedder.embed_documents(texts))
+            await run.embedded.put((chunks, vectors))
         await run.embedded.put(None)
 
     async def _keep(self, run: "_Run", tell: Tell) -> None:
@@ -147,7 +157,7 @@ class Pipeline:
             await self._store_call(self._store.put, run.task.tenant_id, chunks, vectors, run.embedder.space, wait=False)
             run.stored += len(chunks)
             share = run.stored / max(run.stored, run.total)
-            await tell(PARSED_SHARE + (STORED_SHARE - PARSED_SHARE) * share, f"embedded {run.stored} of {run.total} chunks")
+            await tell(PARSED_SHARE + (STORED_SHARE - PARSED_SHARE) * share, f"embedded {run.stored} of {_counted(run.total)}")
 
     async def _store_call(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
         return await patiently(lambda: self._search_lane.run(call, *arguments, **named))
@@ -174,8 +184,7 @@ class _Run:
     position: int = 0
     warnings: tuple[str, ...] = ()
     created_at: float = field(default_factory=time.time)
-    # an empty batch, or None, ends a queue
-    parsed: asyncio.Queue[list[Chunk]] = field(default_factory=lambda: asyncio.Queue(PARSED_BATCHES_AHEAD))
+    # None ends the queue
     embedded: asyncio.Queue[tuple[list[Chunk], np.ndarray] | None] = field(default_factory=lambda: asyncio.Queue(EMBEDDED_BATCHES_AHEAD))
 
     def chunks(self, messages: Sequence[dict[str, Any]]) -> list[Chunk]:
@@ -204,6 +213,18 @@ class _Run:
             created_at=self.created_at,
             extra={"span": message["span"]} if message["span"][1] else {},
         )
+
+
+async def _turnful(spool: Spool) -> list[dict[str, Any]]:
+    """What the document takes to the embedder at its next turn: what is parsed so far, up to the bounds; empty at its end."""
+    messages = await spool.get()
+    while spool.ready and len(messages) < EMBED_CHUNKS and sum(message["tokens"] for message in messages) < EMBED_TOKENS:
+        messages += await spool.get()
+    return messages
+
+
+def _counted(chunks: int) -> str:
+    return f"{chunks} chunk" if chunks == 1 else f"{chunks} chunks"
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:

@@ -23,6 +23,10 @@ NURSERY_IDLE_SECONDS = 30.0
 STOP_SECONDS = 5.0
 
 
+class ParserCrashed(ParserKilled):
+    """The parser process ended in the middle of a file; nobody killed it."""
+
+
 class Sandbox:
     """At most `processes` jobs at a time, each in a process of its own.
 
@@ -54,7 +58,7 @@ class Sandbox:
 
         Close the generator (`aclosing`) or cancel to kill the job. Only the time spent waiting for messages counts for the
         deadline. Raises what the job raised where it is a `ParseFailed`, `InvalidArgument` or `ParserKilled`; `ParserKilled`
-        also where the job crashed or ran over its deadline; `Unavailable` where no process can be started.
+        also where the job ran over its deadline; `ParserCrashed` where its process is gone; `Unavailable` where no process can be started.
         """
         async with self._places:
             child = await self._take()
@@ -135,7 +139,7 @@ async def _within(remaining: float, deadline_seconds: float, child: "_Child") ->
     except TimeoutError:
         raise ParserKilled(f"parsing took longer than {deadline_seconds:g} seconds and was stopped") from None
     except (asyncio.IncompleteReadError, ConnectionError):
-        raise ParserKilled("the parser crashed on this file") from None
+        raise ParserCrashed("the parser crashed on this file") from None
 
 
 class _Child:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -22,7 +23,10 @@ from rag.ingest.pipeline import Outcome, Pipeline, patiently
 from rag.ports import Clock, Embedder, IngestRecords
 from rag.types import IngestTask
 
-DOCUMENTS_AT_ONCE = 3  # one embeds, the next is parsed meanwhile, and a small one is not stuck behind two large ones
+# Documents under way cost little: they wait for a parser process or for their turn at the embedder, their chunks spooled. Many of
+# them let small ones pass large ones; a share each keeps one tenant's large ones from taking all the places.
+DOCUMENTS_AT_ONCE = 16
+TENANT_SHARE = 4  # a tenant has at most a quarter of the places
 LEASE_SECONDS = 15.0
 POLL_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 10.0
@@ -60,6 +64,8 @@ class Worker:
         self._embedder_of = embedder_of
         self._name = name
         self._documents_at_once = documents_at_once
+        self._documents_a_tenant = max(1, documents_at_once // TENANT_SHARE)
+        self._under_way: Counter[str] = Counter()
         self._lease_seconds = lease_seconds
         self._poll_seconds = poll_seconds
         self._on_outcome = on_outcome
@@ -85,16 +91,25 @@ class Worker:
                 while True:
                     await free.acquire()
                     task = await self._next_task()
-                    group.create_task(self._work(task)).add_done_callback(lambda _: free.release())
+                    self._under_way[task.tenant_id] += 1
+                    group.create_task(self._work(task)).add_done_callback(lambda _, tenant=task.tenant_id: self._ended(tenant, free))
         finally:
             self._running = False
+
+    def _ended(self, tenant_id: str, free: asyncio.Semaphore) -> None:
+        self._under_way[tenant_id] -= 1
+        if not self._under_way[tenant_id]:
+            del self._under_way[tenant_id]
+        free.release()
+        self.wake()  # what waits may be of this tenant
 
     async def _next_task(self) -> IngestTask:
         backoff = self._poll_seconds
         while True:
             self._work_waits.clear()
+            full = [tenant_id for tenant_id, count in self._under_way.items() if count >= self._documents_a_tenant]
             try:
-                task = await self._records.claim(self._name, self._lease_seconds)
+                task = await self._records.claim(self._name, self._lease_seconds, full)
             except MillraceError as error:
                 _log.warning("no task can be claimed", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(backoff)
@@ -136,6 +151,9 @@ class Worker:
     async def _do(self, task: IngestTask, lease: Lease) -> Outcome:
         if task.kind == "purge":
             await self._pipeline.purge(task)
+            outcome = Outcome(0, 0, 0.0)
+        elif task.kind == "sweep":
+            await self._pipeline.discard(task)
             outcome = Outcome(0, 0, 0.0)
         else:
             outcome = await self._pipeline.ingest(task, self._embedder_of(task.embedding_model), lease.tell)

@@ -253,7 +253,7 @@ class _Slab:
         return self._skip_blanks(self.ends[run])
 
     def run_at(self, offset: int) -> int:
-        """The run that begins at the offset, or in whose blanks it lies; a run around the offset is cut in two there."""
+        """The run that begins at the offset, or in whose blanks it lies; a run around the offset is cut in two there if it can be."""
         run = bisect_left(self.ends, offset)
         if run == len(self.ends) or self.ends[run] == offset:
             return min(run, len(self.ends) - 1)
@@ -261,8 +261,10 @@ class _Slab:
         if offset <= self._skip_blanks(self.ends[before]):
             return before
         size = self.sizes[before] + self._counter.count(self.text[self.ends[before] : offset])
+        if size > self.sizes[run]:
+            return before  # a part that counts more than the whole, as of an unknown word, would make chunks too large
         self.ends.insert(run, offset)
-        self.sizes.insert(run, min(size, self.sizes[run]))
+        self.sizes.insert(run, size)
         return run
 
     def _skip_blanks(self, offset: int) -> int:

@@ -17,7 +17,7 @@ from rag.errors import SettingsError
 
 MEMO_RUNS = 200_000  # about 25 MB when full
 MEMO_RUN_CHARACTERS = 128  # longer runs hardly ever repeat
-RUN_CHARACTERS = 100  # WordPiece reads a longer word as one [UNK]; counted by pieces, its length shows
+RUN_CHARACTERS = 100  # WordPiece reads a longer word as one [UNK]; cut in pieces, it can be split
 IDEOGRAPHS_AT_ONCE = 16  # for tokenizers that merge ideographs
 
 # What BERT's normaliser replaces by a blank, and the ideographs it puts blanks around (tokenizers: normalizers/bert.rs).
@@ -55,8 +55,8 @@ class TokenRuns:
 class TokenCounter:
     """Counts tokens as the tokenizer in `tokenizer_path` (a `tokenizer.json`) makes them, without special tokens.
 
-    Exact for WordPiece, but that a word of over 100 characters counts as what its pieces of 100 characters count, not as
-    the one unknown token that the model sees. Close, and rather too high, for others. Thread-safe; memory is bounded.
+    Exact for WordPiece, but that a word of 100 characters or more, which is one unknown token to the model, counts one token for
+    every 100 characters and what its rest counts. Close, and rather too high, for others. Thread-safe; memory is bounded.
     """
 
     def __init__(self, tokenizer_path: Path, memo_runs: int = MEMO_RUNS) -> None:
@@ -97,12 +97,20 @@ class _Memo(dict[str, int]):
         self._limit = limit
 
     def __missing__(self, run: str) -> int:
-        count = len(self._tokenizer.encode(_encodable(run), add_special_tokens=False).ids)
+        count = self._count(run)
         if len(run) <= MEMO_RUN_CHARACTERS:
             if len(self) >= self._limit:
                 self.clear()
             self[run] = count
         return count
+
+    def _count(self, run: str) -> int:
+        text = _encodable(run)
+        letters = text.lstrip(_BLANKS)
+        # A piece of a longer word that is one unknown token counts as one: its letters are nothing to the model.
+        if len(letters) >= RUN_CHARACTERS and len(self._tokenizer.encode(letters + letters, add_special_tokens=False).ids) == 1:
+            return 1
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _encodable(run: str) -> str:

@@ -1,6 +1,7 @@
 """JSON and JSON lines: each record becomes a block of `path: value` lines."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ PROGRESS_EVERY = 2000
 
 
 def parse(source: Path, progress: Progress) -> ParsedDocument:
-    """The file's records; a file that is not valid JSON is read as plain text. Raises `ParseFailed` for what is no text."""
+    """The file's records; one that is not valid JSON is read as plain text, with a warning. Raises `ParseFailed` for what is no text."""
     text = decode(source.read_bytes())
     builder = DocumentBuilder()
     try:
@@ -25,7 +26,7 @@ def parse(source: Path, progress: Progress) -> ParsedDocument:
                 progress("record", index + 1, 0)
             builder.add("\n".join(lines(record)))
     except orjson.JSONDecodeError:
-        return plain.from_text(text)
+        return replace(plain.from_text(text), warnings=("the file is not valid JSON: it was read as plain text",))
     return builder.build()
 
 

@@ -24,20 +24,23 @@ _CELL = re.compile(rb'<(?:\w+:)?c [^>]*?r="([A-Z]{1,3})([0-9]{1,7})"')
 _ROW = re.compile(rb'<(?:\w+:)?row [^>]*?r="([0-9]{1,7})"')
 
 
-def parse(source: Path, progress: Progress) -> ParsedDocument:
+def parse(source: Path, progress: Progress, *, careful: bool = False) -> ParsedDocument:
     """All sheets, each under a heading with its name. Raises `ParseFailed`, `Encrypted`, `TooLarge`."""
     builder = DocumentBuilder()
-    for table in tables(source, progress):
+    for table in tables(source, progress, careful=careful):
         add_table(builder, table)
     return builder.build()
 
 
-def tables(source: Path, progress: Progress) -> Iterator[Table]:
-    """The sheets in their order; each one's rows must be read before the next sheet is asked for."""
+def tables(source: Path, progress: Progress, *, careful: bool = False) -> Iterator[Table]:
+    """The sheets in their order; each one's rows must be read before the next sheet is asked for.
+
+    `careful` leaves calamine out, which ends the process over some files that openpyxl reads.
+    """
     if zipfile.is_zipfile(source):
         with zipped.open_zip(source) as archive:
             sparse = any(_is_sparse(archive, name) for name in archive.namelist() if _is_sheet(name))
-        if sparse:
+        if sparse or careful:
             yield from _by_openpyxl(source, progress)
             return
     try:

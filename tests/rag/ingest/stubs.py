@@ -21,12 +21,13 @@ class Records:
         self.changed = asyncio.Condition()
         self.claim_errors = []
 
-    async def claim(self, worker, lease_seconds):
+    async def claim(self, worker, lease_seconds, busy_tenants=()):
         if self.claim_errors:
             raise self.claim_errors.pop()
-        if not self.tasks:
+        due = next((number for number, task in enumerate(self.tasks) if task.tenant_id not in busy_tenants), None)
+        if due is None:
             return None
-        task = replace(self.tasks.pop(0))
+        task = replace(self.tasks.pop(due))
         self.held[task.id] = worker
         return task
 

@@ -19,7 +19,7 @@ from rag.types import ChunkSelector, IngestTask
 from tests.rag.ingest.sample_files import FACT
 from tests.rag.ingest.stubs import Records, StubEmbedder
 
-TENANT, DATASET = "1" * 32, "2" * 32
+TENANT, OTHER_TENANT, DATASET = "1" * 32, "3" * 32, "2" * 32
 LONG = "\n\n".join(f"Paragraph {number} tells that {FACT}" for number in range(400))
 
 
@@ -29,11 +29,15 @@ class Parts:
     def __init__(self, folder, tokenizer):
         self.records = Records()
         self.store = MemoryStore()
-        self.blobs = LocalBlobStore(folder)
+        self.blobs = LocalBlobStore(folder / "blobs")
         self.embedder = StubEmbedder(tokenizer)
         self.lanes = Lane("search", 2, 100), Lane("blob", 2, 100)
-        self.sandbox = Sandbox(processes=3)
-        self.pipeline = Pipeline(self.store, self.blobs, self.sandbox, search_lane=self.lanes[0], blob_lane=self.lanes[1])
+        self.sandbox = Sandbox(processes=1)
+        self.spool_dir = folder / "spool"
+        self.spool_dir.mkdir()
+        self.pipeline = Pipeline(
+            self.store, self.blobs, self.sandbox, search_lane=self.lanes[0], blob_lane=self.lanes[1], spool_dir=self.spool_dir
+        )
         self.outcomes = []
 
     def worker(self, **changes):
@@ -54,8 +58,11 @@ class Parts:
         )  # fmt: skip
         return replace(task, **changes)
 
-    def chunks(self, document):
-        return self.store.list(TENANT, document, limit=10_000)[1]
+    def found(self):
+        return [line for line in self.records.lines if line.startswith("found ")]
+
+    def chunks(self, document, tenant=TENANT):
+        return self.store.list(tenant, document, limit=10_000)[1]
 
 
 @pytest.fixture
@@ -165,7 +172,7 @@ async def test_an_error_nobody_foresaw_fails_the_task_in_our_words(parts):
 async def test_a_stopped_task_is_dropped_and_its_chunks_removed(parts):
     parts.embedder.free_calls = 1
     parts.embedder.may_go_on.clear()
-    parts.records.tasks.append(parts.task("a", LONG * 2))
+    parts.records.tasks.append(parts.task("a", LONG * 20))
     working = asyncio.create_task(parts.worker(lease_seconds=0.6).run())
     await until(lambda: parts.chunks("a"))
     parts.records.stop("a")
@@ -190,9 +197,69 @@ async def test_cancelling_gives_the_task_back_and_kills_its_parser(parts):
     assert parts.sandbox.process_ids == ()
 
 
-async def test_a_small_document_does_not_wait_for_a_large_one_to_be_parsed(parts):
-    await run(parts, [parts.task("large", LONG * 20), parts.task("small")])
-    assert [event[1] for event in parts.records.events] == ["small", "large"]
+async def test_a_small_document_ends_while_a_large_one_is_embedded_in_every_tenant(parts):
+    large = [parts.task(f"large{number}", LONG * 20) for number in range(2)]
+    parts.embedder.may_go_on.clear()
+    parts.records.tasks += [*large, parts.task("small"), parts.task("foreign", tenant_id=OTHER_TENANT)]
+    working = asyncio.create_task(parts.worker().run())
+    await until(lambda: len(parts.found()) == 4)
+    parts.embedder.may_go_on.set()
+    ended = [event[1] for event in await parts.records.ended(4)]
+    working.cancel()
+    await asyncio.wait([working])
+    assert sorted(ended[:2]) == ["foreign", "small"]
+    assert all(event[0] == "done" for event in parts.records.events)
+    assert len(parts.chunks("foreign", OTHER_TENANT)) == 1
+
+
+async def test_a_document_that_waits_for_the_embedder_holds_no_parser(parts):
+    parts.embedder.may_go_on.clear()
+    parts.records.tasks += [parts.task(name, LONG * 20) for name in "ab"]
+    working = asyncio.create_task(parts.worker().run())
+    await until(lambda: len(parts.found()) == 2)  # by one parser process
+    working.cancel()
+    await asyncio.wait([working])
+
+
+async def test_one_tenants_documents_do_not_take_all_places(parts):
+    parts.embedder.may_go_on.clear()
+    parts.records.tasks += [parts.task(f"a{number}") for number in range(8)]
+    parts.records.tasks.append(parts.task("foreign", tenant_id=OTHER_TENANT))
+    working = asyncio.create_task(parts.worker(documents_at_once=8).run())
+    await until(lambda: "foreign-task" in parts.records.held)
+    assert sorted(parts.records.held) == ["a0-task", "a1-task", "foreign-task"]
+    parts.embedder.may_go_on.set()
+    await parts.records.ended(9)
+    working.cancel()
+    await asyncio.wait([working])
+
+
+async def test_a_spool_that_fails_is_tried_again_and_leaves_nothing(parts):
+    parts.spool_dir.rmdir()
+    parts.spool_dir.write_text("no folder")
+    events = await run(parts, [parts.task("large", LONG * 50), parts.task("small")])
+    by_document = {event[1]: event for event in events}
+    assert by_document["small"][0] == "done"
+    assert by_document["large"][0] == "retry"
+    assert "no room" in by_document["large"][3]
+    assert parts.chunks("large") == []
+
+
+async def test_a_spool_leaves_no_file(parts):
+    parts.embedder.may_go_on.clear()
+    parts.records.tasks.append(parts.task("a", LONG * 50))
+    working = asyncio.create_task(parts.worker().run())
+    await parts.embedder.asked.wait()
+    assert list(parts.spool_dir.iterdir()) == []
+    working.cancel()
+    await asyncio.wait([working])
+    assert list(parts.spool_dir.iterdir()) == []
+
+
+async def test_a_name_that_promises_something_else_is_told_in_the_last_lines(parts):
+    events = await run(parts, [parts.task("a", "{", document_name="a.json")])
+    assert events[0][0] == "done"
+    assert events[0][3].startswith("the file is not valid JSON: it was read as plain text\nTask done")
 
 
 async def test_a_purge_removes_chunks_and_file(parts):
@@ -225,6 +292,9 @@ async def test_progress_reads_like_a_sentence(parts):
     await run(parts, [parts.task("a", LONG)])
     assert parts.records.lines
     assert all(line.startswith(("parsing ", "found ", "embedded ")) for line in parts.records.lines)
+    parts.records.lines.clear()
+    await run(parts, [parts.task("b")], ended=2)
+    assert parts.records.lines[0] == "found 1 chunk"
 
 
 async def test_a_lease_that_may_be_taken_over_is_not_certain():
