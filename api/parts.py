@@ -32,6 +32,8 @@ from rag.types import Chunk, ChunkTerms
 
 # vectors of recent questions: a chat asks, reranks and pages over the same one
 QUERY_CACHE_SIZE = 256
+# people wait for searches and answers, nobody for the next chunk of a document
+INGEST_NICE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,10 @@ def open_lanes(settings: Settings, metrics: Metrics) -> Lanes:
         "model": settings.model_threads,
         "ingest_model": settings.ingest_model_threads,
     }
-    return Lanes(**{name: Lane(name, threads, settings.queue_limit, metrics.lane_wait) for name, threads in sizes.items()})
+    nice = {"ingest_model": INGEST_NICE}
+    return Lanes(
+        **{name: Lane(name, threads, settings.queue_limit, metrics.lane_wait, nice=nice.get(name, 0)) for name, threads in sizes.items()}
+    )
 
 
 def open_worker(
@@ -131,7 +136,6 @@ def open_worker(
         sandbox,
         search_lane=lanes.search,
         blob_lane=lanes.blob,
-        spool_dir=settings.data_dir,
         parse_deadline_seconds=settings.parser_timeout_seconds,
     )
     return Worker(

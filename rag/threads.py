@@ -2,10 +2,12 @@
 
 import asyncio
 import contextvars
+import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -34,15 +36,20 @@ class Lane:
     variables of the caller are visible to the call.
     """
 
-    def __init__(self, name: str, threads: int, queue_limit: int, on_wait: Callable[[str, float], None] | None = None) -> None:
-        """`on_wait(name, seconds)` is told, on the lane's thread, how long each call waited for one."""
+    def __init__(
+        self, name: str, threads: int, queue_limit: int, on_wait: Callable[[str, float], None] | None = None, *, nice: int = 0
+    ) -> None:  # fmt: skip
+        """`on_wait(name, seconds)` is told, on the lane's thread, how long each call waited for one.
+
+        `nice` is added to the threads' niceness where the system has one for each thread (Linux): work that others go before.
+        """
         self.name = name
         self._threads = threads
         self._queue_limit = queue_limit
         self._on_wait = on_wait
         self._in_flight = 0
         self._counting = threading.Lock()
-        self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=f"millrace-{name}")
+        self._executor = ThreadPoolExecutor(threads, f"millrace-{name}", initializer=_yield_to_others, initargs=(nice,))
 
     @property
     def state(self) -> LaneState:
@@ -83,3 +90,10 @@ class Lane:
     def _release(self, _: object = None) -> None:
         with self._counting:
             self._in_flight -= 1
+
+
+def _yield_to_others(nice: int) -> None:
+    if nice:
+        with suppress(OSError):  # a system where threads have no niceness of their own
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + nice))

@@ -30,6 +30,7 @@ PROCESS_ID = struct.Struct("!I")
 FRAME_LENGTH = struct.Struct("!I")
 FORK, KILL = b"f", b"k"
 REAP_EVERY_SECONDS = 1.0
+NICE = 10  # people wait for searches; parsing takes what they leave
 RETIRE_RESIDENT_BYTES = 384 << 20  # a child that has grown so large does not serve another job
 TOLD_ERRORS = {error.__name__: error for error in (ParseFailed, Encrypted, ParserKilled, TooLarge, UnsupportedType, InvalidArgument)}
 
@@ -40,6 +41,7 @@ Job = Callable[[Mapping[str, Any], Callable[[Mapping[str, Any]], None]], None]
 
 def main(arguments: list[str]) -> None:
     """Serve the control socket until it ends."""
+    os.nice(NICE)
     control_fd, target, memory_bytes, *paths = arguments
     # One thread only, or forking were not safe. Read by OpenBLAS when numpy is imported below, and by tokenizers.
     os.putenv("OPENBLAS_NUM_THREADS", "1")

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextvars
+import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -99,3 +101,15 @@ async def test_a_closed_lane_says_so() -> None:
     with pytest.raises(Unavailable, match="closed"):
         await lane.run(lambda: None)
     assert lane.state.busy == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux only")
+async def test_a_nice_lane_lets_others_go_first() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    lane = Lane("patient", 1, 1, nice=3)
+    try:
+        assert await lane.run(niceness) == min(19, niceness() + 3)
+    finally:
+        lane.close()
