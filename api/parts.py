@@ -136,6 +136,7 @@ def open_worker(
         sandbox,
         search_lane=lanes.search,
         blob_lane=lanes.blob,
+        spool_dir=settings.data_dir,
         parse_deadline_seconds=settings.parser_timeout_seconds,
     )
     return Worker(
