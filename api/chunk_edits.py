@@ -2,8 +2,7 @@
 
 import base64
 import binascii
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,14 +12,17 @@ import numpy as np
 import xxhash
 
 from api.parts import Parts
+from db.services import document_service, task_service
 from db.services.document_service import DocumentRecord
-from rag.errors import InvalidArgument, TooLarge
+from rag.errors import Conflict, InvalidArgument, TooLarge
 from rag.nlp.tokenize import chunk_terms
 from rag.nlp.tokens import TokenCounter
 from rag.ports import ChunkStore, Embedder
 from rag.types import Chunk, ChunkSelector
 
 CHUNKS_AT_ONCE = 500
+EDIT_TRIES = 50  # of all that change a chunk at the same time one gets through each time
+EMBEDDED, ANALYSED = {"content", "questions"}, {"content", "questions", "keywords"}
 TITLE_SHARE = 0.1  # of the vector of a chunk added by hand
 IMAGE_BYTES = 512 << 10
 
@@ -38,46 +40,74 @@ def chunk_id(content: str, document_id: str) -> str:
     return xxhash.xxh64_hexdigest((content + document_id).encode("utf-8", "surrogatepass"))
 
 
-def handmade(document: DocumentRecord, content: str, fields: Mapping[str, Any]) -> Chunk:
-    """A chunk added by hand. `fields` are those of `Chunk` that the caller chose: keywords, questions, tags, kind, extra."""
-    keywords, questions = fields.get("keywords", ()), fields.get("questions", ())
-    return Chunk(
-        id=chunk_id(content, document.id),
-        dataset_id=document.dataset_id,
-        document_id=document.id,
-        document_name=document.name,
-        content=content,
-        terms=chunk_terms("", (), content, keywords, questions),
-        available=document.enabled,
-        created_at=time.time(),
-        **fields,
-    )
+async def add(parts: Parts, tenant_id: str, chunk: Chunk, embedder: Embedder) -> Chunk | None:
+    """Store a chunk made by hand: as it was stored, findable when this returns. None: its document is gone."""
+    chunk, tokens = await parts.lanes.search.run(_analysed, chunk, embedder.tokenizer_path)
+    vector = await embed(embedder, chunk)
+    added = await parts.session.write(_add, parts.store, tenant_id, chunk, vector, embedder.space, tokens)
+    if added is not None:
+        await parts.lanes.search.run(parts.store.flush, tenant_id)
+    return added
 
 
-def edited(chunk: Chunk, **fields: Any) -> Chunk:
-    """The chunk with fields changed and its terms made anew. Only parsed chunks carry their document's title."""
-    chunk = replace(chunk, **fields)
-    title = chunk.document_name if chunk.version else ""
-    return replace(chunk, terms=chunk_terms(title, chunk.headings, chunk.content, chunk.keywords, chunk.questions))
+async def edit(parts: Parts, tenant_id: str, chunk: Chunk, changes: Mapping[str, Any], embedder: Embedder) -> bool:
+    """Change fields of a stored chunk, findable when this returns. False: it is gone. Raises `Conflict` (changed all the time).
+
+    `changes["extra"]` holds keys to set. Somebody else's change in between is kept: these are applied to the chunk anew.
+    """
+    search = parts.lanes.search
+    embedded: tuple[tuple[str, str], np.ndarray] | None = None
+    for _ in range(EDIT_TRIES):
+        after, tokens = await search.run(_edited, chunk, changes, embedder.tokenizer_path)
+        text = (after.document_name, embedded_text(after))
+        if changes.keys() & EMBEDDED and (embedded is None or embedded[0] != text):
+            embedded = text, await embed(embedder, after)
+        vector = None if embedded is None else embedded[1]
+        now = await parts.session.write(_replace, parts.store, tenant_id, chunk, after, vector, embedder.space, tokens)
+        if now is None:
+            return False
+        if now is after:
+            await search.run(parts.store.flush, tenant_id)
+            return True
+        chunk = now
+    raise Conflict("the chunk is being changed by others all the time")
+
+
+async def remove(parts: Parts, document: DocumentRecord, found: Sequence[Chunk], embedder: Embedder) -> int:
+    """Delete these chunks of the document; how many of them this call deleted."""
+    selector = ChunkSelector(document_ids=(document.id,), chunk_ids=tuple(chunk.id for chunk in found))
+    tokens = await parts.lanes.search.run(_tokens_by_text, embedder.tokenizer_path, [chunk.content for chunk in found])
+    count = _counter(embedder.tokenizer_path).count
+    return await parts.session.write(_take, parts.store, document.tenant_id, selector, lambda text: tokens.get(text) or count(text))
+
+
+async def remove_all(parts: Parts, document: DocumentRecord, embedder: Embedder) -> None:
+    """Delete all chunks that the document has now; one that is being parsed goes on getting new ones."""
+    if await parts.session.write(_take_all, parts.store, document):
+        return
+    left = await parts.lanes.search.run(parts.store.count, document.tenant_id, ChunkSelector(document_ids=(document.id,)))
+    while left > 0:
+        _, chunks = await parts.lanes.search.run(parts.store.list, document.tenant_id, document.id, limit=CHUNKS_AT_ONCE)
+        await remove(parts, document, chunks, embedder)
+        left -= CHUNKS_AT_ONCE
+
+
+async def drop(parts: Parts, tenant_id: str, document_ids: Sequence[str]) -> None:
+    """Delete all chunks of documents whose parse run was just started or stopped, and count what came meanwhile."""
+    await parts.lanes.search.run(parts.store.delete, tenant_id, ChunkSelector(document_ids=tuple(document_ids)))
+    await parts.session.write(_recount, parts.store, tenant_id, document_ids)
+
+
+def embedded_text(chunk: Chunk) -> str:
+    """What a chunk changed by hand is embedded by, beside its title: the questions if any, else the content."""
+    return "\n".join(chunk.questions) if chunk.questions else chunk.content
 
 
 async def embed(embedder: Embedder, chunk: Chunk) -> np.ndarray:
-    """Its vector, `[1, dimension]` of unit length: a little of the title, the rest of the questions if any, else of the content."""
-    text = "\n".join(chunk.questions) if chunk.questions else chunk.content
-    title, body = await embedder.embed_documents([chunk.document_name, text])
+    """Its vector, `[1, dimension]` of unit length: a little of the title, the rest of its text."""
+    title, body = await embedder.embed_documents([chunk.document_name, embedded_text(chunk)])
     vector = TITLE_SHARE * title + (1 - TITLE_SHARE) * body
     return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)[None, :]
-
-
-async def put(parts: Parts, tenant_id: str, chunk: Chunk, embedder: Embedder) -> None:
-    """Embed the chunk and store it, findable when this returns."""
-    vector = await embed(embedder, chunk)
-    await parts.lanes.search.run(parts.store.put, tenant_id, [chunk], vector, embedder.space)
-
-
-async def count_tokens(parts: Parts, embedder: Embedder, contents: Sequence[str]) -> int:
-    """Tokens of the contents together, as the embedding model counts them."""
-    return await parts.lanes.search.run(_count_tokens, embedder.tokenizer_path, contents)
 
 
 def image_of(dataset_id: str, owner_id: str, encoded: str) -> Image:
@@ -95,32 +125,122 @@ def image_of(dataset_id: str, owner_id: str, encoded: str) -> Image:
 
 async def follow(parts: Parts, before: DocumentRecord, after: DocumentRecord, *, dropped: bool) -> None:
     """Bring the document's chunks in line with a change of the document; `dropped` ones are deleted."""
-    selector = ChunkSelector(document_ids=(after.id,))
-    search = parts.lanes.search
     if dropped:
-        await search.run(parts.store.delete, after.tenant_id, selector)
+        await drop(parts, after.tenant_id, [after.id])
         return
     if after.name != before.name:
-        await search.run(_rename, parts.store, after)
+        await _name(parts, after)
     if after.enabled != before.enabled:
-        await search.run(parts.store.set_available, after.tenant_id, selector, after.enabled)
+        await parts.session.write(_switch, parts.store, after)
+
+
+async def _name(parts: Parts, document: DocumentRecord) -> None:
+    """Write the document's name into its chunks; if it changed meanwhile, the newer one."""
+    named = None
+    while document is not None and document.name != named:
+        await parts.lanes.search.run(_rename, parts.store, document)
+        named = document.name
+        document = await parts.session.read(document_service.get, document.tenant_id, document.id)
 
 
 def _rename(store: ChunkStore, document: DocumentRecord) -> None:
-    """Write the document's new name into its chunks; their vectors stay."""
-    offset, total = 0, 1
-    while offset < total:
-        total, chunks = store.list(document.tenant_id, document.id, offset=offset, limit=CHUNKS_AT_ONCE)
-        if not chunks:
-            return
-        store.put(document.tenant_id, [edited(chunk, document_name=document.name) for chunk in chunks], None, "", wait=False)
-        offset += len(chunks)
+    """Write the document's new name into its chunks; their vectors stay. Edits and deletions in between are kept."""
+    more = True
+    while more:
+        more, offset, total = False, 0, 1
+        while offset < total:
+            total, chunks = store.list(document.tenant_id, document.id, offset=offset, limit=CHUNKS_AT_ONCE)
+            offset += CHUNKS_AT_ONCE
+            before = [chunk for chunk in chunks if chunk.document_name != document.name]
+            after = [_with_terms(replace(chunk, document_name=document.name)) for chunk in before]
+            if before:
+                store.replace(document.tenant_id, before, after, None, "", wait=False)
+                more = True  # look again: rows may have moved between the pages, or been changed by others
     store.flush(document.tenant_id)
 
 
-def _count_tokens(tokenizer_path: Path, contents: Sequence[str]) -> int:
-    counter = _counter(tokenizer_path)
-    return sum(counter.count(content) for content in contents)
+# ------------------------------------------------------------------------------------ inside a transaction of the database
+# Whoever deletes the document, starts or stops it comes wholly before one of these, or wholly after: no chunk is stored for a
+# document that is gone, and what is counted is what happened. The store's own transaction inside is short: nothing waits for
+# its text index here.
+def _add(store: ChunkStore, tenant_id: str, chunk: Chunk, vector: np.ndarray, space: str, tokens: int) -> Chunk | None:
+    document = document_service.get(tenant_id, chunk.document_id)
+    if document is None:
+        return None
+    chunk = replace(chunk, document_name=document.name, available=document.enabled)
+    store.put(tenant_id, [chunk], vector, space, wait=False)
+    task_service.add_counts(document.id, 1, tokens)
+    return chunk
+
+
+def _replace(
+    store: ChunkStore, tenant_id: str, before: Chunk, after: Chunk, vector: np.ndarray | None, space: str, tokens: int
+) -> Chunk | None:  # fmt: skip
+    """What the store has now: `after`, or what somebody else made of `before`. None: the chunk or its document is gone."""
+    if document_service.get(tenant_id, before.document_id) is None:
+        return None
+    (replaced,) = store.replace(tenant_id, [before], [after], vector, space, wait=False)
+    if replaced:
+        task_service.add_counts(before.document_id, 0, tokens)
+        return after
+    (now,) = store.get(tenant_id, [before.id])
+    return now if now is not None and now.document_id == before.document_id else None
+
+
+def _take(store: ChunkStore, tenant_id: str, selector: ChunkSelector, tokens: Callable[[str], int]) -> int:
+    taken = store.take(tenant_id, selector)
+    for chunk in taken[:1]:
+        task_service.add_counts(chunk.document_id, -len(taken), -sum(tokens(chunk.content) for chunk in taken))
+    return len(taken)
+
+
+def _take_all(store: ChunkStore, document: DocumentRecord) -> bool:
+    """False: the document is being parsed, and the end of the run needs to know what was taken from it."""
+    now = document_service.get(document.tenant_id, document.id)
+    if now is not None and now.run == "RUNNING":
+        return False
+    store.delete(document.tenant_id, ChunkSelector(document_ids=(document.id,)))
+    task_service.recount(document.id, 0)
+    return True
+
+
+def _recount(store: ChunkStore, tenant_id: str, document_ids: Sequence[str]) -> None:
+    for document_id in document_ids:
+        task_service.recount(document_id, store.count(tenant_id, ChunkSelector(document_ids=(document_id,))))
+
+
+def _switch(store: ChunkStore, document: DocumentRecord) -> None:
+    now = document_service.get(document.tenant_id, document.id)
+    if now is not None:
+        store.set_available(document.tenant_id, ChunkSelector(document_ids=(document.id,)), now.enabled)
+
+
+# ------------------------------------------------------------------------------------------------ blocking: for a lane
+def _analysed(chunk: Chunk, tokenizer_path: Path) -> tuple[Chunk, int]:
+    """The chunk with its terms, and its tokens."""
+    return _with_terms(chunk), _counter(tokenizer_path).count(chunk.content)
+
+
+def _edited(chunk: Chunk, changes: Mapping[str, Any], tokenizer_path: Path) -> tuple[Chunk, int]:
+    """The chunk with the changes, and how many tokens more it has."""
+    after = replace(chunk, **{**changes, "extra": {**chunk.extra, **changes.get("extra", {})}})
+    if changes.keys() & ANALYSED:
+        after = _with_terms(after)
+    if after.content == chunk.content:
+        return after, 0
+    count = _counter(tokenizer_path).count
+    return after, count(after.content) - count(chunk.content)
+
+
+def _with_terms(chunk: Chunk) -> Chunk:
+    """The chunk with its terms made anew. Only parsed chunks carry their document's title."""
+    title = chunk.document_name if chunk.version else ""
+    return replace(chunk, terms=chunk_terms(title, chunk.headings, chunk.content, chunk.keywords, chunk.questions))
+
+
+def _tokens_by_text(tokenizer_path: Path, texts: Sequence[str]) -> dict[str, int]:
+    count = _counter(tokenizer_path).count
+    return {text: count(text) for text in texts}
 
 
 @cache

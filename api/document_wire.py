@@ -26,7 +26,7 @@ def document(record: DocumentRecord) -> dict[str, Any]:
         "pipeline_id": record.pipeline_id,
         "parser_config": record.parser_config,
         "chunk_count": record.chunk_count,
-        "token_count": record.token_count,
+        "token_count": max(0, record.token_count),
         "progress": record.progress,
         "progress_msg": record.progress_msg,
         "process_begin_at": respond.http_date(record.process_begin_at),

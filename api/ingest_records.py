@@ -4,14 +4,17 @@ from collections.abc import Collection
 
 from db.services import task_service
 from db.session import Session
-from rag.types import IngestTask
+from rag.ports import ChunkStore
+from rag.types import ChunkSelector, IngestTask
 
 
 class DatabaseRecords:
     """Tasks and documents in the database. Tenants take turns: a claim begins with the tenant after the one served last."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, store: ChunkStore) -> None:
+        """`store` says how many chunks a finished document has: callers may have changed them meanwhile."""
         self._session = session
+        self._store = store
         self._last_tenant = ""
 
     async def claim(self, worker: str, lease_seconds: float, busy_tenants: Collection[str] = ()) -> IngestTask | None:
@@ -33,8 +36,7 @@ class DatabaseRecords:
 
     async def finish(self, task: IngestTask, worker: str, *, chunk_count: int, token_count: int, message: str) -> bool:
         """As `rag.ports.IngestRecords.finish`."""
-        finish = task_service.finish
-        return await self._session.write(finish, task, worker, chunk_count=chunk_count, token_count=token_count, message=message)
+        return await self._session.write(self._finish, task, worker, chunk_count, token_count, message)
 
     async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
         """As `rag.ports.IngestRecords.fail`."""
@@ -43,3 +45,11 @@ class DatabaseRecords:
     async def give_back(self, task: IngestTask, worker: str) -> bool:
         """As `rag.ports.IngestRecords.give_back`."""
         return await self._session.write(task_service.give_back, task, worker)
+
+    def _finish(self, task: IngestTask, worker: str, chunk_count: int, token_count: int, message: str) -> bool:
+        finish = task_service.finish
+        if not finish(task, worker, chunk_count=chunk_count, token_count=token_count, message=message):
+            return False
+        if task.kind == "parse":
+            task_service.recount(task.document_id, self._store.count(task.tenant_id, ChunkSelector(document_ids=(task.document_id,))))
+        return True

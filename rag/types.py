@@ -232,11 +232,13 @@ class ParsedDocument:
 class IngestTask:
     """A leased piece of background work. `version` numbers the document's parse run, from 1.
 
+    A sweep removes what a stopped parse run left behind: parsed chunks of `version` and those below.
+
     `available` false means that the document is switched off: its chunks are to be stored so.
     """
 
     id: str
-    kind: Literal["parse", "purge"]
+    kind: Literal["parse", "purge", "sweep"]
     tenant_id: str
     dataset_id: str
     document_id: str

@@ -2,8 +2,9 @@
 
 import math
 import re
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,21 @@ from api.documents import find_document
 from api.errors import ApiError
 from api.routes import Routes
 from api.schema import chunk as schema
-from db.services import dataset_service, task_service
+from db.services import dataset_service
 from db.services.document_service import DocumentRecord
 from rag.errors import InvalidArgument
 from rag.nlp.highlight import Highlighter
 from rag.nlp.query import question_terms
 from rag.ports import Embedder
-from rag.types import Chunk, ChunkSelector, SearchRequest
+from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest
 
 api = Routes("chunk")
 
 CHUNKS = "/datasets/<dataset_id>/documents/<document_id>/chunks"
 CHUNK_ID = re.compile(r"[0-9a-f]{16}")
 KEYWORD_MATCHES = 1024
+LIST_ITEMS = 1_000
+ITEM_CHARACTERS = 1_000
 SWITCH = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}  # 1 and 0 are True and False
 
 
@@ -45,11 +48,14 @@ async def add_chunk(dataset_id: str, document_id: str) -> Response:
     if "image_base64" in body and body["image_base64"] is not None:
         extra |= _image(document, chunk_edits.chunk_id(content, document.id), body["image_base64"])
     embedder = await _embedder(document)
-    chunk = chunk_edits.handmade(document, content, fields | {"extra": extra, "kind": "image" if "image_id" in extra else ""})
-    await chunk_edits.put(parts(), tenant_id(), chunk, embedder)
-    tokens = await chunk_edits.count_tokens(parts(), embedder, [content])
-    await parts().session.write(task_service.add_counts, document.dataset_id, document.id, 1, tokens)
-    return respond.reply({"chunk": chunk_wire.added(chunk)})
+    chunk = Chunk(
+        chunk_edits.chunk_id(content, document.id), document.dataset_id, document.id, document.name, content, ChunkTerms(),
+        kind="image" if "image_id" in extra else "", created_at=time.time(), extra=extra, **fields,
+    )  # fmt: skip
+    added = await chunk_edits.add(parts(), tenant_id(), chunk, embedder)
+    if added is None:
+        raise ApiError(102, f"you don't own the document {document_id}", 404)
+    return respond.reply({"chunk": chunk_wire.added(added)})
 
 
 @api.route("GET", CHUNKS, query=schema.ChunkList, data=schema.ChunkPage)
@@ -104,11 +110,11 @@ async def delete_chunks(dataset_id: str, document_id: str) -> Response:
         raise ApiError(101, "`chunk_ids` should be a list")
     if not ids:
         if body.get("delete_all") is True:
-            await parts().lanes.search.run(parts().store.delete, tenant_id(), ChunkSelector(document_ids=(document.id,)))
-            await _count(document, -document.chunk_count, -document.token_count)
+            await chunk_edits.remove_all(parts(), document, await _embedder(document))
         return respond.reply()
     counts = Counter(str(chunk_id) for chunk_id in ids)
-    deleted = await _delete(document, list(counts))
+    found = await _get(document, list(counts))
+    deleted = await chunk_edits.remove(parts(), document, found, await _embedder(document)) if found else 0
     if deleted < len(counts):
         raise ApiError(102, f"rm_chunk deleted chunks {deleted}, expect {len(counts)}", 404)
     repeated = [f"Duplicate chunk ids: {chunk_id}" for chunk_id, count in counts.items() if count > 1]
@@ -125,10 +131,25 @@ async def get_chunk(dataset_id: str, document_id: str, chunk_id: str) -> Respons
 
 @api.route("PATCH PUT", f"{CHUNKS}/<chunk_id>", body=schema.ChunkEdit)
 async def update_chunk(dataset_id: str, document_id: str, chunk_id: str) -> Response:
-    """Change a chunk; keys that are absent stay. It is embedded again."""
+    """Change a chunk; keys that are absent stay. It is embedded again if its content or questions change."""
     document = await find_document(dataset_id, document_id)
-    chunk = await _find_chunk(document, chunk_id, f"Can't find this chunk {chunk_id}")
-    body = await tolerant()
+    not_found = f"Can't find this chunk {chunk_id}"
+    chunk = await _find_chunk(document, chunk_id, not_found)
+    changes = _changes(document, chunk.id, await tolerant())
+    if not changes:
+        return respond.reply()
+    if changes.keys() == {"available"}:
+        selector = _selector(document, [chunk.id])
+        changed = await parts().lanes.search.run(parts().store.set_available, tenant_id(), selector, changes["available"]) > 0
+    else:
+        changed = await chunk_edits.edit(parts(), tenant_id(), chunk, changes, await _embedder(document))
+    if not changed:
+        raise ApiError(102, not_found, 404)
+    return respond.reply()
+
+
+def _changes(document: DocumentRecord, chunk_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Chunk` that an edit changes."""
     changes: dict[str, Any] = {}
     if body.get("content") is not None:
         changes["content"] = _content(body)
@@ -139,18 +160,12 @@ async def update_chunk(dataset_id: str, document_id: str, chunk_id: str) -> Resp
         changes["positions"] = _positions(body["positions"])
     if body.get("available") is not None:
         changes["available"] = _available(body["available"])
-    extra = dict(chunk.extra)
+    extra: dict[str, Any] = {}
     if body.get("tag_feas") is not None:
         extra["tag_feas"] = _tag_features(body["tag_feas"])
     if body.get("image_base64") is not None:
-        extra |= _image(document, chunk.id, body["image_base64"])
-    changed = chunk_edits.edited(chunk, **changes, extra=extra, document_name=document.name)
-    embedder = await _embedder(document)
-    await chunk_edits.put(parts(), tenant_id(), changed, embedder)
-    if changed.content != chunk.content:
-        before, after = [await chunk_edits.count_tokens(parts(), embedder, [text]) for text in (chunk.content, changed.content)]
-        await _count(document, 0, after - before)
-    return respond.reply()
+        extra |= _image(document, chunk_id, body["image_base64"])
+    return changes | {"extra": extra} if extra else changes
 
 
 LISTS = {"keywords": "important_keywords", "questions": "questions", "tags": "tag_kwd"}
@@ -168,20 +183,6 @@ async def _get(document: DocumentRecord, chunk_ids: Sequence[str]) -> list[Chunk
     wanted = [chunk_id for chunk_id in chunk_ids if CHUNK_ID.fullmatch(chunk_id)]
     chunks = await parts().lanes.search.run(parts().store.get, tenant_id(), wanted)
     return [chunk for chunk in chunks if chunk is not None and chunk.document_id == document.id]
-
-
-async def _delete(document: DocumentRecord, chunk_ids: Sequence[str]) -> int:
-    found = await _get(document, chunk_ids)
-    tokens = 0
-    if found:
-        tokens = await chunk_edits.count_tokens(parts(), await _embedder(document), [chunk.content for chunk in found])
-    deleted = await parts().lanes.search.run(parts().store.delete, tenant_id(), _selector(document, [chunk.id for chunk in found]))
-    await _count(document, -deleted, -tokens)
-    return deleted
-
-
-async def _count(document: DocumentRecord, chunks: int, tokens: int) -> None:
-    await parts().session.write(task_service.add_counts, document.dataset_id, document.id, chunks, tokens)
 
 
 async def _embedder(document: DocumentRecord) -> Embedder:
@@ -229,15 +230,28 @@ def _texts(body: Mapping[str, Any], key: str, not_a_list: str) -> tuple[str, ...
     adding = not_a_list.startswith("is")
     if not isinstance(values, list):
         raise ApiError(102, f"`{key}` {not_a_list}")
+    _check_size(key, values)
     if not all(isinstance(value, str) for value in values):
         # an edit answers 101 for keywords and questions, everything else 102
         raise ApiError(102 if adding or key == "tag_kwd" else 101, f"`{key}` must be a list of strings")
+    _check_lengths(key, values)
     return tuple(stripped for value in values if (stripped := value.strip())) if key == "questions" else tuple(values)
+
+
+def _check_size(key: str, values: Sized) -> None:
+    if len(values) > LIST_ITEMS:
+        raise ApiError(101, f"`{key}` must contain at most {LIST_ITEMS} items")
+
+
+def _check_lengths(key: str, values: Iterable[str]) -> None:
+    if any(len(value) > ITEM_CHARACTERS for value in values):
+        raise ApiError(101, f"an item of `{key}` must have at most {ITEM_CHARACTERS} characters")
 
 
 def _positions(value: Any) -> tuple[tuple[int, int, int, int, int], ...]:
     if not isinstance(value, list):
         raise ApiError(102, "`positions` should be a list")
+    _check_size("positions", value)
     rows = [tuple(row) if isinstance(row, list) else () for row in value]
     if not all(len(row) == 5 and all(isinstance(number, int) and not isinstance(number, bool) for number in row) for row in rows):
         raise ApiError(101, "`positions` should be a list of lists of 5 integers")
@@ -254,6 +268,7 @@ def _available(value: Any) -> bool:
 def _tag_features(value: Any) -> dict[str, float]:
     if not isinstance(value, dict):
         raise ApiError(102, "`tag_feas` must be an object that maps tags to numbers")
+    _check_lengths("tag_feas", value)
     for score in value.values():
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
             raise ApiError(102, "`tag_feas` must map tags to finite numbers")

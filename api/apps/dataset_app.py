@@ -127,7 +127,7 @@ def wire(record: DatasetRecord) -> dict[str, Any]:
         "parser_config": record.parser_config,
         "document_count": record.document_count,
         "chunk_count": record.chunk_count,
-        "token_num": record.token_num,
+        "token_num": max(0, record.token_num),
         "pagerank": record.pagerank,
         "similarity_threshold": record.similarity_threshold,
         "vector_similarity_weight": record.vector_similarity_weight,

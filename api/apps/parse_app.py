@@ -6,7 +6,7 @@ from typing import Any
 
 from quart import Response
 
-from api import respond
+from api import chunk_edits, respond
 from api.body import tolerant
 from api.context import parts, tenant_id
 from api.documents import find_dataset
@@ -17,7 +17,6 @@ from api.schema.base import SHOWN_IDS
 from db.services import document_service, task_service
 from db.services.dataset_service import DatasetRecord
 from db.services.document_service import DocumentRecord
-from rag.types import ChunkSelector
 
 api = Routes("parsing")
 
@@ -101,7 +100,7 @@ async def _start(documents: Sequence[DocumentRecord]) -> None:
     ids = [document.id for document in documents]
     started = await parts().session.write(task_service.start, ids)
     if any(document.version or document.chunk_count for document in documents):
-        await _drop_chunks(ids)
+        await chunk_edits.drop(parts(), tenant_id(), ids)
     await parts().session.write(task_service.release, started)
     worker = parts().worker
     if worker is not None:
@@ -112,11 +111,7 @@ async def _stop(documents: Sequence[DocumentRecord]) -> None:
     if documents:
         ids = [document.id for document in documents]
         await parts().session.write(task_service.stop, ids)
-        await _drop_chunks(ids)
-
-
-async def _drop_chunks(document_ids: Sequence[str]) -> None:
-    await parts().lanes.search.run(parts().store.delete, tenant_id(), ChunkSelector(document_ids=tuple(document_ids)))
+        await chunk_edits.drop(parts(), tenant_id(), ids)
 
 
 def _unknown(ids: Sequence[str]) -> ApiError:

@@ -4,13 +4,19 @@ A document has at most one `parse` and one `purge` task. A parse task carries th
 raises it, stopping removes the task, and either way the worker that still holds the old one is told False at its next call.
 A purge task is the outbox of a deletion (and the pledge of an upload): it is written in the transaction that removes the
 rows, whoever removed them purges chunks and file at once and takes the task back, and if that server dies, a worker does it.
+A sweep task follows a stop: it removes what the stopped run's worker still wrote, if that was killed before it could itself.
+
+Counters: a document counts the chunks that changes by hand added and removed, and when a parse run ends, or all chunks were
+dropped, what the store holds. Whoever changes the store for a caller counts in the same transaction of the database
+(api/chunk_edits.py). While a run is under way the tokens may be below zero: chunks of the run that were deleted by hand are
+subtracted before the run's end adds them all.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from peewee import Case, Expression
+from peewee import Expression
 
 from db.models import Dataset, Document, Task, new_id, now_ms
 from rag.types import IngestTask
@@ -99,7 +105,7 @@ def report(task: IngestTask, worker: str, progress: float, message: str) -> bool
 
 
 def finish(task: IngestTask, worker: str, *, chunk_count: int, token_count: int, message: str) -> bool:
-    """Remove the task; a parsed document is DONE and counts its new chunks. False: nothing was written."""
+    """Remove the task; a parsed document is DONE and counts its new chunks, too. False: nothing was written."""
     row = _row(task, worker)
     if row is None:
         return False
@@ -107,7 +113,7 @@ def finish(task: IngestTask, worker: str, *, chunk_count: int, token_count: int,
     document = Document.get_or_none(Document.id == task.document_id) if task.kind == "parse" else None
     if document is not None:
         _tell(document, message, progress=1.0, run="DONE")
-        add_counts(document.dataset_id, document.id, chunk_count, token_count)
+        add_counts(document.id, chunk_count, token_count)
     return True
 
 
@@ -117,7 +123,7 @@ def fail(task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
     if row is None:
         return False
     failures = row.failures + 1
-    if row.kind == "purge":
+    if row.kind != "parse":
         _release(row, failures, min(PURGE_BACKOFF_MS, 1_000 << min(failures, 10)))
     elif retry and failures < FAILURES:
         _release(row, failures, BACKOFF_MS[failures - 1])
@@ -144,7 +150,7 @@ def start(document_ids: Sequence[str]) -> list[Started]:
     """
     started = []
     for document in _documents(document_ids):
-        add_counts(document.dataset_id, document.id, -document.chunk_count, -document.token_count)
+        _set_counts(document, 0, 0)
         version = document.version + 1
         Document.update(
             run="RUNNING", progress=0.0, progress_msg="", process_begin_at=now_ms(), process_duration=0.0,
@@ -174,7 +180,8 @@ def release(started: Sequence[Started]) -> None:
 
 def restart(document: Document) -> None:
     """Begin the document's parse run anew, whoever is at it; for changes that a run under way cannot take in."""
-    add_counts(document.dataset_id, document.id, -document.chunk_count, -document.token_count)
+    by_hand = document.chunk_count, max(0, document.token_count)  # all that a run under way has counted so far
+    _set_counts(document, *(by_hand if document.run == "RUNNING" else (0, 0)))
     Document.update(run="RUNNING", version=document.version + 1, progress=0.0).where(Document.id == document.id).execute()
     _put_parse(document, document.version + 1, now_ms())
 
@@ -182,8 +189,12 @@ def restart(document: Document) -> None:
 def stop(document_ids: Sequence[str]) -> None:
     """CANCEL the documents and take their tasks from the workers; the caller deletes their chunks from the store."""
     for document in _documents(document_ids):
-        Task.delete().where(Task.kind == "parse", Task.document_id == document.id).execute()
-        add_counts(document.dataset_id, document.id, -document.chunk_count, -document.token_count)
+        parsing = Task.get_or_none(Task.kind == "parse", Task.document_id == document.id)
+        if parsing is not None:
+            parsing.delete_instance()
+        if parsing is not None and parsing.attempt > 0:
+            _put_sweep(document, max(parsing.lease_until, now_ms()) + LATE_WRITES_MS)
+        _set_counts(document, 0, 0)
         _tell(document, STOPPED, progress=0.0, run="CANCEL")
 
 
@@ -194,8 +205,9 @@ def remove_documents(tenant_id: str, which: Expression) -> list[Purge]:
     rows = list(Document.select(*columns).where(Document.tenant_id == tenant_id, which))
     for batch in _batches(rows):
         ids = [row.id for row in batch]
-        parsing = Task.select(Task.document_id, Task.lease_until).where(Task.kind == "parse", Task.document_id.in_(ids))
-        leases = {row.document_id: row.lease_until for row in parsing}
+        busy = Task.select(Task.document_id, Task.kind, Task.lease_until, Task.due_at).where(Task.document_id.in_(ids))
+        leases = {row.document_id: row.lease_until for row in busy.where(Task.kind == "parse")}
+        leases |= {row.document_id: row.due_at - LATE_WRITES_MS for row in busy.where(Task.kind == "sweep")}
         Task.delete().where(Task.document_id.in_(ids)).execute()
         Document.delete().where(Document.id.in_(ids)).execute()
         for row in batch:
@@ -234,23 +246,37 @@ def forfeit(pledges: Sequence[Purge]) -> None:
     Task.update(due_at=now_ms()).where(Task.id.in_([purge.task_id for purge in pledges])).execute()
 
 
-def add_counts(dataset_id: str, document_id: str, chunks: int, tokens: int) -> None:
-    """Change the chunk and token counters of a document and its dataset by so much, never below zero."""
-    if chunks == 0 and tokens == 0:
-        return
-    document = {"chunk_count": _at_least_0(Document.chunk_count + chunks), "token_count": _at_least_0(Document.token_count + tokens)}
-    dataset = {"chunk_count": _at_least_0(Dataset.chunk_count + chunks), "token_num": _at_least_0(Dataset.token_num + tokens)}
-    Document.update(**document).where(Document.id == document_id).execute()
-    Dataset.update(**dataset).where(Dataset.id == dataset_id).execute()
+def add_counts(document_id: str, chunks: int, tokens: int) -> bool:
+    """Change the counters of a document and its dataset by so much. False: the document is gone, nothing was counted."""
+    document = Document.get_or_none(Document.id == document_id)
+    if document is None:
+        return False
+    tokens += document.token_count
+    _set_counts(document, max(0, document.chunk_count + chunks), tokens if document.run == "RUNNING" else max(0, tokens))
+    return True
+
+
+def recount(document_id: str, chunks: int) -> None:
+    """Set the counters of a document and its dataset by the number of chunks that the store holds."""
+    document = Document.get_or_none(Document.id == document_id)
+    if document is not None:
+        _set_counts(document, chunks, document.token_count if chunks else 0)
 
 
 # ---------------------------------------------------------------------------------------------------- inside
-def _at_least_0(value: Expression) -> Case:
-    return Case(None, ((value > 0, value),), 0)
+def _set_counts(document: Document, chunks: int, tokens: int) -> None:
+    """Set a document's counters and change its dataset's by the difference. The row is as of this transaction."""
+    if (chunks, tokens) == (document.chunk_count, document.token_count):
+        return
+    Document.update(chunk_count=chunks, token_count=tokens).where(Document.id == document.id).execute()
+    Dataset.update(
+        chunk_count=Dataset.chunk_count + (chunks - document.chunk_count), token_num=Dataset.token_num + (tokens - document.token_count)
+    ).where(Dataset.id == document.dataset_id).execute()
+    document.chunk_count, document.token_count = chunks, tokens
 
 
-def _not_of(tenants: Collection[str]) -> Expression:
-    return Task.tenant_id.not_in(list(tenants))
+def _not_of(busy_tenants: Collection[str]) -> Expression:
+    return Task.tenant_id.not_in(list(busy_tenants))
 
 
 def _due(now: int, tenants: Expression) -> Task | None:
@@ -289,6 +315,14 @@ def _put_parse(document: Document, version: int, due_at: int) -> None:
     )  # fmt: skip
 
 
+def _put_sweep(document: Document, due_at: int) -> None:
+    Task.delete().where(Task.kind == "sweep", Task.document_id == document.id).execute()
+    Task.create(
+        kind="sweep", tenant_id=document.tenant_id, dataset_id=document.dataset_id, document_id=document.id,
+        version=document.version, due_at=due_at,
+    )  # fmt: skip
+
+
 def _purge_row(purge: Purge, due_at: int) -> dict[str, object]:
     return {
         "id": purge.task_id, "kind": "purge", "tenant_id": purge.tenant_id, "dataset_id": purge.dataset_id,
@@ -304,6 +338,7 @@ def _end_failed(row: Task, message: str) -> None:
     row.delete_instance()
     document = Document.get_or_none(Document.id == row.document_id)
     if document is not None:
+        _set_counts(document, document.chunk_count, max(0, document.token_count))
         _tell(document, message, progress=-1.0, run="FAIL")
 
 

@@ -1,7 +1,7 @@
 """A server over a real database, a real blob folder and the in-memory chunk store; embeddings are counted words."""
 
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,14 @@ WORKER = "test worker"
 
 
 class CountedWords:
-    """An embedder whose vectors count hashed words."""
+    """An embedder whose vectors count hashed words. `meanwhile` happens while documents are embedded."""
 
     dimension = 64
     tokenizer_path = bundled_model_path() / "tokenizer.json"
 
-    def __init__(self, space: str) -> None:
+    def __init__(self, space: str, meanwhile: Callable[[], Awaitable[Any]] | None = None) -> None:
         self.space = space
+        self._meanwhile = meanwhile
 
     async def embed_query(self, text: str) -> np.ndarray:
         vector = np.full(self.dimension, 1e-6, np.float32)
@@ -49,6 +50,8 @@ class CountedWords:
         return vector / np.linalg.norm(vector)
 
     async def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+        if self._meanwhile is not None:
+            await self._meanwhile()
         return np.stack([await self.embed_query(text) for text in texts])
 
     def trust(self, text: str) -> float:
@@ -56,10 +59,12 @@ class CountedWords:
 
 
 class Models(Registry):
-    """The real registry, but that opening a model loads nothing."""
+    """The real registry, but that opening a model loads nothing. `meanwhile` is for tests of what happens beside an embedding."""
+
+    meanwhile: Callable[[], Awaitable[Any]] | None = None
 
     def embedder(self, name: str | None = None) -> CountedWords:
-        return CountedWords(self.resolve(name or self.default_embedding, "embedding").identifier)
+        return CountedWords(self.resolve(name or self.default_embedding, "embedding").identifier, self.meanwhile)
 
 
 @dataclass
@@ -96,7 +101,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.client = self.app.test_client()
-        self.records = DatabaseRecords(self.parts.session)
+        self.records = DatabaseRecords(self.parts.session, self.parts.store)
 
     async def call(self, method: str, path: str, json: Any = None, *, key: str | None = None, **more: Any) -> Answer:
         headers = {"Authorization": f"Bearer {key or self.key}"} | more.pop("headers", {})
@@ -158,6 +163,10 @@ class Server:
             if task.kind == "purge":
                 self.parts.store.delete(task.tenant_id, ChunkSelector(document_ids=(task.document_id,)))
                 self.parts.blobs.delete(task.blob_key)
+                await self.records.finish(task, WORKER, chunk_count=0, token_count=0, message="")
+                continue
+            if task.kind == "sweep":
+                self.parts.store.delete(task.tenant_id, ChunkSelector(document_ids=(task.document_id,), versions_below=task.version + 1))
                 await self.records.finish(task, WORKER, chunk_count=0, token_count=0, message="")
                 continue
             chunks = self.chunks_of(task)

@@ -134,7 +134,7 @@ async def test_parallel_changes_keep_the_counters_right(session: Session) -> Non
     uploads = [upload(session, dataset) for _ in range(50)]
     await asyncio.gather(*(session.write(document_service.add, TENANT, dataset, [one]) for one in uploads))
     ids = [one.pledge.document_id for one in uploads]
-    await asyncio.gather(*(session.write(task_service.add_counts, dataset, document_id, 2, 3) for document_id in ids))
+    await asyncio.gather(*(session.write(task_service.add_counts, document_id, 2, 3) for document_id in ids))
     await asyncio.gather(*(session.write(document_service.delete, TENANT, dataset, [document_id]) for document_id in ids[:20]))
     record = await session.read(dataset_service.get, TENANT, dataset)
     assert record is not None

@@ -104,7 +104,7 @@ def test_a_worker_of_the_same_name_does_not_inherit_a_lease(session: Session, ru
 
 def test_finishing_counts_in_document_and_dataset(session: Session, running: tuple[str, str]) -> None:
     dataset, document_id = running
-    session.write_now(task_service.add_counts, dataset, document_id, 1, 10)  # a chunk added by hand meanwhile
+    session.write_now(task_service.add_counts, document_id, 1, 10)  # a chunk added by hand meanwhile
     task = claim(session)
     assert session.write_now(task_service.finish, task, "w", chunk_count=4, token_count=40, message="a warning\nTask done (1.0 s)")
     after = document(session, document_id)
@@ -238,9 +238,9 @@ def test_a_stopped_document_gives_no_task_and_is_not_released(session: Session) 
     assert (document(session, document_id).run, document(session, document_id).progress_msg) == ("CANCEL", "Task stopped by user.")
 
 
-def test_counters_never_fall_below_zero(session: Session, running: tuple[str, str]) -> None:
-    dataset, document_id = running
-    session.write_now(task_service.add_counts, dataset, document_id, -5, -5)
+def test_counters_never_fall_below_zero(session: Session) -> None:
+    document_id = make_document(session, make_dataset(session))
+    session.write_now(task_service.add_counts, document_id, -5, -5)
     assert (document(session, document_id).chunk_count, document(session, document_id).token_count) == (0, 0)
 
 

@@ -1,0 +1,220 @@
+"""Changes of chunks by hand at the same time as each other, and as what happens to their document."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from db.models import Task
+from rag.types import ChunkSelector
+from tests.api.conftest import Answer, Server
+
+
+class Place:
+    """A dataset with one parsed document of two chunks."""
+
+    def __init__(self, api: Server, dataset: str, document: str) -> None:
+        self.api, self.dataset, self.document = api, dataset, document
+        self.documents = f"/datasets/{dataset}/documents"
+        self.path = f"{self.documents}/{document}/chunks"
+
+    async def chunks(self) -> list[dict[str, Any]]:
+        return (await self.api.call("GET", f"{self.path}?page_size=100")).data["chunks"]
+
+    async def remove_document(self) -> Answer:
+        return await self.api.call("DELETE", self.documents, {"ids": [self.document]})
+
+    async def start(self) -> Answer:
+        return await self.api.call("POST", f"{self.documents}/parse", {"document_ids": [self.document]})
+
+    async def stop(self) -> Answer:
+        return await self.api.call("POST", f"{self.documents}/stop", {"document_ids": [self.document]})
+
+    def beside_the_embedding(self, happens: Callable[[], Awaitable[Any]]) -> None:
+        """Let it happen once, while the next chunk is being embedded."""
+
+        async def once() -> None:
+            self.api.parts.models.meanwhile = None
+            await happens()
+
+        self.api.parts.models.meanwhile = once
+
+    async def counters(self) -> tuple[int, int, int, int]:
+        """Chunks and tokens of the document, and of the dataset."""
+        document = await self.api.listed(self.dataset, self.document)
+        dataset = (await self.api.call("GET", f"/datasets/{self.dataset}")).data
+        return document["chunk_count"], document["token_count"], dataset["chunk_count"], dataset["token_num"]
+
+
+@pytest.fixture
+async def place(api: Server) -> Place:
+    dataset = await api.dataset()
+    return Place(api, dataset, await api.parsed(dataset))
+
+
+def stored(api: Server) -> int:
+    return len(api.parts.store._tenants.get(api.tenant, {}))
+
+
+# ---------------------------------------------------------------------------------------------------- the document goes
+async def test_a_chunk_added_while_its_document_is_deleted_is_not_kept(api: Server, place: Place) -> None:
+    place.beside_the_embedding(place.remove_document)
+    answer = await api.call("POST", place.path, {"content": "Gold is soft."})
+    assert answer.outcome == (102, 404, f"you don't own the document {place.document}")
+    assert stored(api) == 0
+    assert (await api.call("GET", f"/datasets/{place.dataset}")).data["chunk_count"] == 0
+
+
+async def test_adding_and_deleting_at_the_same_time_leaves_nothing(api: Server) -> None:
+    dataset = await api.dataset()
+    for _ in range(6):
+        place = Place(api, dataset, await api.document(dataset))
+        adding = [api.call("POST", place.path, {"content": f"fact {number}"}) for number in range(8)]
+        answers = await asyncio.gather(*adding[:4], place.remove_document(), *adding[4:])
+        assert {answer.status for answer in answers} <= {200, 404}
+    counts = (await api.call("GET", f"/datasets/{dataset}")).data
+    assert (counts["document_count"], counts["chunk_count"], counts["token_num"], stored(api)) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("happens", ["remove_document", "start"])
+async def test_an_edit_does_not_bring_back_a_chunk_whose_document_was_deleted_or_started_again(
+    api: Server, place: Place, happens: str
+) -> None:
+    chunk = (await place.chunks())[0]["id"]
+    place.beside_the_embedding(getattr(place, happens))
+    answer = await api.call("PATCH", f"{place.path}/{chunk}", {"content": "Gold is soft."})
+    assert answer.outcome == (102, 404, f"Can't find this chunk {chunk}")
+    assert stored(api) == 0
+
+
+async def test_an_edit_does_not_bring_back_a_deleted_chunk(api: Server, place: Place) -> None:
+    water, iron = [chunk["id"] for chunk in await place.chunks()]
+    place.beside_the_embedding(lambda: api.call("DELETE", place.path, {"chunk_ids": [water]}))
+    assert (await api.call("PATCH", f"{place.path}/{water}", {"content": "Gold is soft."})).status == 404
+    assert [chunk["id"] for chunk in await place.chunks()] == [iron]
+    assert (await place.counters())[::2] == (1, 1)
+
+
+# ---------------------------------------------------------------------------------------------------- edits beside edits
+async def test_edits_at_the_same_time_are_all_kept(api: Server, place: Place) -> None:
+    chunk = (await place.chunks())[0]["id"]
+    changes = {
+        "content": "Gold is soft.", "important_keywords": ["metal"], "questions": ["What is soft?"], "tag_kwd": ["t"],
+        "positions": [[2, 1, 2, 3, 4]], "available": 0, "tag_feas": {"t": 1},
+    }  # fmt: skip
+    answers = await asyncio.gather(*(api.call("PATCH", f"{place.path}/{chunk}", {key: value}) for key, value in changes.items()))
+    assert [answer.body for answer in answers] == [{"code": 0}] * len(changes)
+    raw = (await api.call("GET", f"{place.path}/{chunk}")).data
+    assert (raw["content_with_weight"], raw["important_kwd"], raw["question_kwd"]) == ("Gold is soft.", ["metal"], ["What is soft?"])
+    assert (raw["tag_kwd"], raw["position_int"], raw["available_int"], raw["tag_feas"]) == (["t"], [[2, 1, 2, 3, 4]], 0, {"t": 1})
+    api.parts.store.set_available(api.tenant, ChunkSelector(document_ids=(place.document,)), True)
+    question = {"dataset_ids": [place.dataset], "question": "metal gold", "vector_similarity_weight": 0, "similarity_threshold": 0}
+    assert (await api.call("POST", "/retrieval", question)).data["chunks"][0]["id"] == chunk
+
+
+async def test_an_edit_that_is_overtaken_is_applied_to_what_there_is_then(api: Server, place: Place) -> None:
+    chunk = (await place.chunks())[0]["id"]
+    place.beside_the_embedding(lambda: api.call("PATCH", f"{place.path}/{chunk}", {"tag_kwd": ["t"], "questions": ["Why?"]}))
+    await api.call("PATCH", f"{place.path}/{chunk}", {"content": "Gold is soft."})
+    raw = (await api.call("GET", f"{place.path}/{chunk}")).data
+    assert (raw["content_with_weight"], raw["tag_kwd"], raw["question_kwd"]) == ("Gold is soft.", ["t"], ["Why?"])
+
+
+async def test_a_rename_keeps_the_edits_beside_it(api: Server, place: Place) -> None:
+    chunk = (await place.chunks())[0]["id"]
+    rename = f"{place.documents}/{place.document}"
+    place.beside_the_embedding(lambda: api.call("PATCH", rename, {"name": "iron.txt"}))
+    await api.call("PATCH", f"{place.path}/{chunk}", {"content": "Gold is soft."})
+    await asyncio.gather(
+        api.call("PATCH", rename, {"name": "gold.txt"}),
+        *(api.call("PATCH", f"{place.path}/{chunk}", {key: ["x"]}) for key in ("tag_kwd", "questions", "important_keywords")),
+    )
+    (first, _) = api.parts.store.list(api.tenant, place.document)[1]
+    assert (first.content, first.tags, first.questions, first.keywords) == ("Gold is soft.", ("x",), ("x",), ("x",))
+    assert {item.document_name for item in api.parts.store.list(api.tenant, place.document)[1]} == {"gold.txt"}
+
+
+async def test_only_changes_of_the_text_embed_again(api: Server, place: Place) -> None:
+    chunk = (await place.chunks())[0]["id"]
+    embedded = []
+
+    async def count() -> None:
+        embedded.append(1)
+
+    api.parts.models.meanwhile = count
+    for body in ({"available": 0}, {"positions": [[1, 2, 3, 4, 5]]}, {"tag_kwd": ["t"]}, {"tag_feas": {"t": 1}}, {}):
+        assert (await api.call("PATCH", f"{place.path}/{chunk}", body)).body == {"code": 0}
+    assert embedded == []
+    await api.call("PATCH", f"{place.path}/{chunk}", {"questions": ["Why?"]})
+    assert embedded == [1]
+
+
+# ---------------------------------------------------------------------------------------------------- counters
+async def test_counters_end_right_whatever_happens_at_the_same_time(api: Server, place: Place) -> None:
+    for number in range(4):
+        adding = [api.call("POST", place.path, {"content": f"fact {number} {n}"}) for n in range(6)]
+        removing = [api.call("DELETE", place.path, {"chunk_ids": [chunk["id"]]}) for chunk in (await place.chunks())[:3]]
+        everything = [api.call("DELETE", place.path, {"delete_all": True})] if number % 2 else []
+        await asyncio.gather(*adding[:3], *removing, *everything, *adding[3:])
+        chunks, _, of_dataset, _ = await place.counters()
+        assert chunks == of_dataset == stored(api)
+    await asyncio.gather(*(api.call("DELETE", place.path, {"chunk_ids": [chunk["id"]]}) for chunk in await place.chunks()))
+    assert await place.counters() == (0, 0, 0, 0)
+
+
+async def test_a_chunk_added_before_delete_all_ends_is_not_left_counted(api: Server, place: Place) -> None:
+    await api.call("POST", place.path, {"content": "Gold is soft."})
+    place.beside_the_embedding(lambda: api.call("DELETE", place.path, {"delete_all": True}))
+    await api.call("POST", place.path, {"content": "Silver shines."})
+    assert (await place.counters())[::2] == (1, 1)
+
+
+async def test_chunks_deleted_by_hand_during_a_run_are_not_counted_at_its_end(api: Server) -> None:
+    dataset = await api.dataset()
+    place = Place(api, dataset, await api.document(dataset))
+    await place.start()
+    task = await api.records.claim("w", 60)
+    chunks = api.chunks_of(task)
+    api.parts.store.put(task.tenant_id, chunks, None, "")
+    await api.call("DELETE", place.path, {"chunk_ids": [chunks[0].id]})
+    assert (await place.counters())[0] == 0
+    await api.call("POST", place.path, {"content": "Gold is soft."})
+    tokens = {"Water boils.": 4, "Iron melts.": 4, "Gold is soft.": 4}  # as the bundled tokenizer counts them
+    total = tokens["Water boils."] + tokens["Iron melts."]
+    assert await api.records.finish(task, "w", chunk_count=2, token_count=total, message="Task done")
+    counted = await place.counters()
+    assert counted[::2] == (2, 2)
+    await api.call("DELETE", place.path, {"chunk_ids": [chunk["id"] for chunk in await place.chunks()]})
+    assert await place.counters() == (0, 0, 0, 0)
+
+
+async def test_all_chunks_deleted_during_a_run_are_not_counted_at_its_end(api: Server) -> None:
+    dataset = await api.dataset()
+    place = Place(api, dataset, await api.document(dataset))
+    await place.start()
+    task = await api.records.claim("w", 60)
+    api.parts.store.put(task.tenant_id, api.chunks_of(task), None, "")
+    await api.call("DELETE", place.path, {"delete_all": True})
+    assert await api.records.finish(task, "w", chunk_count=2, token_count=0, message="Task done")
+    assert await place.counters() == (0, 0, 0, 0)
+
+
+# ---------------------------------------------------------------------------------------------------- after a stop
+async def test_what_a_stopped_and_killed_worker_wrote_is_swept(api: Server, place: Place) -> None:
+    await place.start()
+    task = await api.records.claim("w", 60)
+    await place.stop()
+    await api.call("POST", place.path, {"content": "Gold is soft."})
+    api.parts.store.put(api.tenant, api.chunks_of(task), None, "")  # and then the worker is killed
+    assert await api.work() == 0  # not before its lease has ended
+    await api.parts.session.write(lambda: Task.update(due_at=0).execute())
+    assert await api.work() == 1
+    assert [chunk["content"] for chunk in await place.chunks()] == ["Gold is soft."]
+    assert (await place.counters())[::2] == (1, 1)
+
+
+async def test_a_run_that_no_worker_began_leaves_nothing_to_sweep(api: Server, place: Place) -> None:
+    await place.start()
+    await place.stop()
+    assert await api.parts.session.read(lambda: Task.select().count()) == 0
