@@ -3,6 +3,8 @@
 import os
 import time
 
+from rag.ingest import job as parse_job
+
 
 def run(job, emit):
     """Do what `job["do"]` says."""
@@ -34,6 +36,19 @@ def run(job, emit):
             raise ValueError("a user's secret text")
         case "recurse":
             _recurse()
+
+
+def abort_unless_careful(job, emit):
+    """Parse, but only with care."""
+    if not job.get("careful"):
+        os.abort()
+    parse_job.run(job, emit)
+
+
+def abort_among_chunks(job, emit):
+    """Crash when some chunks were handed over."""
+    emit({"total": 100, "warnings": []})
+    os.abort()
 
 
 def _recurse():

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from rag.errors import NotFound, Overloaded, ProviderRefused, ProviderUnreachabl
 from rag.ingest import pipeline as pipeline_module
 from rag.ingest.lease import Lease, LeaseLost
 from rag.ingest.pipeline import Pipeline, chunk_id
-from rag.ingest.sandbox import Sandbox
+from rag.ingest.sandbox import PARSE_JOB, Sandbox
 from rag.ingest.worker import Worker
 from rag.store.blobs import LocalBlobStore
 from rag.store.memory import MemoryStore
@@ -26,13 +27,13 @@ LONG = "\n\n".join(f"Paragraph {number} tells that {FACT}" for number in range(4
 class Parts:
     """A worker with everything it needs."""
 
-    def __init__(self, folder, tokenizer):
+    def __init__(self, folder, tokenizer, parser=PARSE_JOB):
         self.records = Records()
         self.store = MemoryStore()
         self.blobs = LocalBlobStore(folder / "blobs")
         self.embedder = StubEmbedder(tokenizer)
         self.lanes = Lane("search", 2, 100), Lane("blob", 2, 100)
-        self.sandbox = Sandbox(processes=1)
+        self.sandbox = Sandbox(parser, processes=1, import_paths=[Path(__file__).parent])
         self.spool_dir = folder / "spool"
         self.spool_dir.mkdir()
         self.pipeline = Pipeline(
@@ -66,8 +67,8 @@ class Parts:
 
 
 @pytest.fixture
-async def parts(tmp_path, tokenizer):
-    parts = Parts(tmp_path, tokenizer)
+async def parts(request, tmp_path, tokenizer):
+    parts = Parts(tmp_path, tokenizer, *([request.param] if hasattr(request, "param") else []))
     yield parts
     await parts.sandbox.close()
     for lane in parts.lanes:
@@ -243,6 +244,20 @@ async def test_a_spool_that_fails_is_tried_again_and_leaves_nothing(parts):
     assert by_document["large"][0] == "retry"
     assert "no room" in by_document["large"][3]
     assert parts.chunks("large") == []
+
+
+@pytest.mark.parametrize("parts", ["hostile_jobs:abort_unless_careful"], indirect=True)
+async def test_a_file_that_crashes_its_parser_is_tried_once_more_with_care(parts):
+    assert (await run(parts, [parts.task("a", LONG)]))[0][0] == "done"
+    assert "\n\n".join(chunk.content for chunk in parts.chunks("a")) == LONG
+
+
+@pytest.mark.parametrize("parts", ["hostile_jobs:abort_among_chunks"], indirect=True)
+async def test_a_parser_that_crashes_again_or_late_fails_its_document(parts):
+    event = (await run(parts, [parts.task("a", LONG)]))[0]
+    assert event[0] == "failed"
+    assert "crashed" in event[3]
+    assert parts.chunks("a") == []
 
 
 async def test_a_spool_leaves_no_file(parts):

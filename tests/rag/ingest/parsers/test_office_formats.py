@@ -59,6 +59,11 @@ def test_a_spreadsheet_with_far_cells_is_read_by_rows(tmp_path):
     assert "far" in parsed.text
 
 
+def test_a_careful_reading_finds_the_same_cells(tmp_path):
+    path = sample_files.xlsx_file(tmp_path / "a.xlsx")
+    assert xlsx.parse(path, silent, careful=True) == xlsx.parse(path, silent)
+
+
 def test_cells_read_as_people_write_them():
     moment = datetime.datetime(2026, 11, 20, 9, 30)
     values = [None, True, 3.0, 2.5, datetime.date(2026, 1, 2), moment, datetime.time(9, 30), "x"]
