@@ -37,7 +37,7 @@ FAREWELL_SECONDS = 2.0
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound TCP socket. Raises `SettingsError` when the address cannot be had."""
+    """A listening TCP socket. Raises `SettingsError` when the address cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
@@ -45,6 +45,7 @@ def listen(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listener.bind(address)
+            listener.listen(BACKLOG)  # from here on callers wait instead of being refused
         except OSError:
             listener.close()
             raise

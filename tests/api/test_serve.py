@@ -17,7 +17,6 @@ def test_port_zero_takes_a_free_one_and_tells_it() -> None:
 
 def test_a_taken_port_is_a_settings_error_in_one_line() -> None:
     with listen("127.0.0.1", 0) as first:
-        first.listen()
         port = first.getsockname()[1]
         with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1:{port}: address already in use"):
             listen("127.0.0.1", port)

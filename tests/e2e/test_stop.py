@@ -181,7 +181,8 @@ def test_no_request_of_busy_callers_is_cut(start) -> None:
                 try:
                     reply = session.get(f"{server.url}/api/v1/datasets", headers=headers, timeout=30)
                 except requests.ConnectionError as error:
-                    if "refused" not in str(error):
+                    # a connection that the kernel took in the moment the socket closes is reset: nobody has read a request from it
+                    if "refused" not in str(error) and "reset by peer" not in str(error):
                         broken.append(error)
                     return
                 assert reply.json()["code"] == 0
@@ -198,3 +199,5 @@ def test_no_request_of_busy_callers_is_cut(start) -> None:
         caller.join()
     assert broken == []
     assert min(answered) >= 5
+    lines = [json.loads(line) for line in server.logs.splitlines()]
+    assert [line for line in lines if line["event"] == "request" and not line["complete"]] == [], "what was begun was finished"
