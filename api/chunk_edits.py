@@ -129,34 +129,18 @@ async def follow(parts: Parts, before: DocumentRecord, after: DocumentRecord, *,
         await drop(parts, after.tenant_id, [after.id])
         return
     if after.name != before.name:
-        await _name(parts, after)
+        await _rename(parts, after)
     if after.enabled != before.enabled:
         await parts.session.write(_switch, parts.store, after)
 
 
-async def _name(parts: Parts, document: DocumentRecord) -> None:
-    """Write the document's name into its chunks; if it changed meanwhile, the newer one."""
-    named = None
-    while document is not None and document.name != named:
-        await parts.lanes.search.run(_rename, parts.store, document)
-        named = document.name
-        document = await parts.session.read(document_service.get, document.tenant_id, document.id)
-
-
-def _rename(store: ChunkStore, document: DocumentRecord) -> None:
-    """Write the document's new name into its chunks; their vectors stay. Edits and deletions in between are kept."""
-    more = True
-    while more:
-        more, offset, total = False, 0, 1
-        while offset < total:
-            total, chunks = store.list(document.tenant_id, document.id, offset=offset, limit=CHUNKS_AT_ONCE)
-            offset += CHUNKS_AT_ONCE
-            before = [chunk for chunk in chunks if chunk.document_name != document.name]
-            after = [_with_terms(replace(chunk, document_name=document.name)) for chunk in before]
-            if before:
-                store.replace(document.tenant_id, before, after, None, "", wait=False)
-                more = True  # look again: rows may have moved between the pages, or been changed by others
-    store.flush(document.tenant_id)
+async def _rename(parts: Parts, document: DocumentRecord) -> None:
+    """Write the document's name, as it is at the time, into all its chunks; their vectors stay."""
+    search, more = parts.lanes.search, True
+    while more:  # rows may have moved between the pages, or been changed by others
+        now = await parts.session.read(document_service.get, document.tenant_id, document.id)
+        more = now is not None and await search.run(_rename_once, parts.store, now)
+    await search.run(parts.store.flush, document.tenant_id)
 
 
 # ------------------------------------------------------------------------------------ inside a transaction of the database
@@ -230,6 +214,19 @@ def _edited(chunk: Chunk, changes: Mapping[str, Any], tokenizer_path: Path) -> t
         return after, 0
     count = _counter(tokenizer_path).count
     return after, count(after.content) - count(chunk.content)
+
+
+def _rename_once(store: ChunkStore, document: DocumentRecord) -> bool:
+    """Go through the document's chunks once; whether any had another name."""
+    more, offset, total = False, 0, 1
+    while offset < total:
+        total, chunks = store.list(document.tenant_id, document.id, offset=offset, limit=CHUNKS_AT_ONCE)
+        before = [chunk for chunk in chunks if chunk.document_name != document.name]
+        if before:
+            after = [_with_terms(replace(chunk, document_name=document.name)) for chunk in before]
+            store.replace(document.tenant_id, before, after, None, "", wait=False)
+        more, offset = more or bool(before), offset + CHUNKS_AT_ONCE
+    return more
 
 
 def _with_terms(chunk: Chunk) -> Chunk:

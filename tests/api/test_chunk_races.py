@@ -135,6 +135,12 @@ async def test_a_rename_keeps_the_edits_beside_it(api: Server, place: Place) -> 
     assert {item.document_name for item in api.parts.store.list(api.tenant, place.document)[1]} == {"gold.txt"}
 
 
+async def test_of_two_names_at_the_same_time_the_documents_is_in_all_chunks(api: Server, place: Place) -> None:
+    await asyncio.gather(*(api.call("PATCH", f"{place.documents}/{place.document}", {"name": f"{n}.txt"}) for n in range(6)))
+    name = (await api.listed(place.dataset, place.document))["name"]
+    assert {chunk.document_name for chunk in api.parts.store.list(api.tenant, place.document)[1]} == {name}
+
+
 async def test_only_changes_of_the_text_embed_again(api: Server, place: Place) -> None:
     chunk = (await place.chunks())[0]["id"]
     embedded = []

@@ -238,6 +238,55 @@ def test_a_stopped_document_gives_no_task_and_is_not_released(session: Session) 
     assert (document(session, document_id).run, document(session, document_id).progress_msg) == ("CANCEL", "Task stopped by user.")
 
 
+def test_stopping_a_claimed_run_leaves_a_sweep_of_its_version_for_after_its_lease(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    for version in (1, 2):
+        claimed = claim(session)
+        session.write_now(task_service.stop, [document_id])
+        (row,) = session.read_now(lambda: list(Task.select()))
+        assert (row.kind, row.version, claimed.version) == ("sweep", version, version)
+        assert row.due_at > now_ms() + LEASE * 1000
+        start(session, document_id)
+    expire(session)
+    kinds = {task.kind: task for task in (claim(session), claim(session))}
+    assert (kinds["sweep"].version, kinds["parse"].version) == (2, 3)
+    assert session.write_now(task_service.fail, kinds["sweep"], "w", "the store is down", retry=False)  # never given up
+    assert session.write_now(task_service.finish, kinds["parse"], "w", chunk_count=1, token_count=1, message="Task done")
+    assert [row.kind for row in session.read_now(lambda: list(Task.select()))] == ["sweep"]
+
+
+def test_deleting_a_stopped_document_purges_after_the_stopped_workers_lease(session: Session, running: tuple[str, str]) -> None:
+    dataset, document_id = running
+    claim(session)
+    session.write_now(task_service.stop, [document_id])
+    session.write_now(lambda: Document.update(update_time=0).execute())
+    (purge,) = session.write_now(document_service.delete, TENANT, dataset, None)
+    (row,) = session.read_now(lambda: list(Task.select()))
+    assert (purge.again, row.kind) == (True, "purge")
+    assert row.due_at > now_ms() + LEASE * 1000
+
+
+def test_what_is_deleted_during_a_run_is_subtracted_from_what_the_run_made(session: Session, running: tuple[str, str]) -> None:
+    dataset, document_id = running
+    task = claim(session)
+    session.write_now(task_service.add_counts, document_id, -1, -10)
+    session.write_now(task_service.finish, task, "w", chunk_count=4, token_count=40, message="Task done")
+    assert document(session, document_id).token_count == 30
+    record = session.read_now(dataset_service.get, TENANT, dataset)
+    assert record is not None
+    assert record.token_num == 30
+
+
+def test_a_document_that_is_gone_is_not_counted(session: Session, running: tuple[str, str]) -> None:
+    dataset, document_id = running
+    session.write_now(document_service.delete, TENANT, dataset, None)
+    assert not session.write_now(task_service.add_counts, document_id, 1, 10)
+    session.write_now(task_service.recount, document_id, 1)
+    record = session.read_now(dataset_service.get, TENANT, dataset)
+    assert record is not None
+    assert (record.chunk_count, record.token_num) == (0, 0)
+
+
 def test_counters_never_fall_below_zero(session: Session) -> None:
     document_id = make_document(session, make_dataset(session))
     session.write_now(task_service.add_counts, document_id, -5, -5)

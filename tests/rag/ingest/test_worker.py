@@ -285,6 +285,16 @@ async def test_a_purge_removes_chunks_and_file(parts):
         parts.blobs.open("blobs/a")
 
 
+async def test_a_sweep_removes_the_stopped_run_and_keeps_newer_ones_and_the_file(parts):
+    await run(parts, [parts.task("a", version=1)])
+    late = [replace(chunk, id=f"{n:016x}") for n, chunk in enumerate(parts.store.list(TENANT, "a")[1])]
+    await run(parts, [parts.task("a", version=2)], ended=2)
+    parts.store.put(TENANT, late, None, "")
+    await run(parts, [replace(parts.task("a", version=1), kind="sweep")], ended=3)
+    assert {chunk.version for chunk in parts.store.list(TENANT, "a")[1]} == {2}
+    parts.blobs.open("blobs/a").close()
+
+
 async def test_a_database_that_is_away_is_asked_again(parts):
     parts.records.claim_errors = [Unavailable("the database is away"), RuntimeError("odd")][:1]
     assert (await run(parts, [parts.task("a")]))[0][0] == "done"
