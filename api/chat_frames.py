@@ -51,7 +51,7 @@ async def whole(events: AsyncIterator[ChatEvent], ids: Ids) -> Frame:
         "created_at": time.time(),
         "audio_binary": None,
         **ids.as_dict(),
-        **_degraded(answer),
+        **degraded_of(answer),
     }
 
 
@@ -119,10 +119,10 @@ def _final(text: str, answer: Answer, ids: Ids, metadata: Metadata | None = None
         "created_at": time.time(),
         "final": True,
         **ids.as_dict(),
-        **_degraded(answer),
+        **degraded_of(answer),
     }
 
 
-def _degraded(answer: Answer) -> Frame:
-    """Names of the steps the answer had to do without; the key is there only when there are any."""
-    return {"degraded": list(answer.degraded)} if answer.degraded else {}
+def degraded_of(answer: Answer) -> Frame:
+    """The steps that the answer had to do without, and of some of them why; the keys are there only when there are any."""
+    return {"degraded": list(answer.degraded), "reasons": dict(answer.reasons)} if answer.degraded else {}

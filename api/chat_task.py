@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from api.chat_input import PROMPT_DEFAULTS, SYSTEM, check_one_embedding
-from api.chat_retrieval import DocumentFilter, Search, retrieve
 from api.errors import ApiError
 from api.parts import Parts
+from api.retrieving import DocumentFilter, Search, retrieve
 from db.services.conversation_service import MessageRecord
 from db.services.dialog_service import DialogRecord
 from rag.errors import NotFound
 from rag.flow.chat import ChatTask
+from rag.nlp.search import RetrievalRequest
 from rag.nlp.tokens import TokenCounter
 from rag.ports import ChatModel
 from rag.types import ChatMessage, ChatOptions
@@ -24,6 +25,7 @@ OPTION_KEYS: Mapping[str, type[int] | type[float]] = {
 }  # fmt: skip
 DEFAULT_TOP_N = 6
 MAX_TOP_N = 100
+MAX_MESSAGES = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +88,12 @@ def read_messages(body: Mapping[str, Any]) -> list[MessageRecord]:
     if "messages" not in body:
         if "question" not in body:
             raise ApiError(101, "required argument are missing: messages")
+        check_question(body["question"])
         body = {"messages": [{"role": "user", "content": body["question"]} | ({"files": body["files"]} if body.get("files") else {})]}
     posted = body["messages"]
     if not isinstance(posted, list) or not posted:
         raise ApiError(101, "`messages` must be a non-empty list.")
+    check_length(posted)
     if not all(isinstance(item, dict) for item in posted):
         raise ApiError(101, "Every item in `messages` must be an object.")
     if not all("role" in item and "content" in item for item in posted):
@@ -98,7 +102,25 @@ def read_messages(body: Mapping[str, Any]) -> list[MessageRecord]:
         raise ApiError(101, "`messages` must contain a user message.")
     if posted[-1]["role"] != "user":
         raise ApiError(101, "The last message must be from user.")
-    return [_record(item) for item in posted if item["role"] in ("user", "assistant")]
+    messages = [_record(item) for item in posted if item["role"] in ("user", "assistant")]
+    if not messages[-1].content.strip():
+        raise ApiError(101, "`content` of the last message must not be empty")
+    return messages
+
+
+def check_question(value: Any) -> str:
+    """The question without blanks around it. Raises `ApiError` (101) where there is none."""
+    if not isinstance(value, str):
+        raise ApiError(101, "`question` should be a string")
+    if not value.strip():
+        raise ApiError(101, "`question` must not be empty")
+    return value.strip()
+
+
+def check_length(messages: Sequence[Any]) -> None:
+    """Raises `ApiError` (101) for more messages than a conversation has."""
+    if len(messages) > MAX_MESSAGES:
+        raise ApiError(101, f"`messages` must contain at most {MAX_MESSAGES} messages")
 
 
 def for_model(messages: Sequence[MessageRecord]) -> list[ChatMessage]:
@@ -147,13 +169,16 @@ def languages_of(value: Any) -> tuple[str, ...]:
 def _search_of(tenant: str, chat: DialogRecord, ask: Ask) -> Search:
     check_one_embedding([dataset.embedding_model for dataset in chat.datasets])
     return Search(
-        tenant_id=tenant,
-        dataset_ids=tuple(dataset.id for dataset in chat.datasets),
+        request=RetrievalRequest(
+            question="",
+            tenant_id=tenant,
+            dataset_ids=tuple(dataset.id for dataset in chat.datasets),
+            page_size=min(chat.top_n, MAX_TOP_N) if chat.top_n > 0 else DEFAULT_TOP_N,
+            top_k=chat.top_k if chat.top_k > 0 else 1024,
+            similarity_threshold=chat.similarity_threshold,
+            vector_similarity_weight=chat.vector_similarity_weight,
+        ),
         embedding_model=chat.datasets[0].embedding_model,
-        page_size=min(chat.top_n, MAX_TOP_N) if chat.top_n > 0 else DEFAULT_TOP_N,
-        top_k=chat.top_k if chat.top_k > 0 else 1024,
-        similarity_threshold=chat.similarity_threshold,
-        vector_similarity_weight=chat.vector_similarity_weight,
         rerank_id=chat.rerank_id,
         documents=DocumentFilter(ask.document_ids, ask.condition, chat.meta_data_filter),
         model=ask.model,

@@ -1,21 +1,28 @@
-"""From a checked question to a page of chunks: datasets and their model, documents by metadata, help of the chat model."""
+"""From a checked question to a page of chunks, for every route: models, documents by id and metadata, help of the chat model."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
 
+from api.errors import ApiError
 from api.parts import Parts
 from db.services import document_service, metadata_service
-from db.services.dataset_service import DatasetRecord
 from rag.errors import NotFound, Overloaded, ProviderError
 from rag.flow import question as helpers
+from rag.flow.metadata_filter import choose_conditions
 from rag.nlp.search import RetrievalRequest, async_retrieval
 from rag.ports import ChatModel, Embedder, Reranker
-from rag.types import Retrieval
+from rag.types import RankedChunk, Retrieval
 
 log = structlog.get_logger("millrace.retrieval")
+
+NOTHING_SEARCHED = Retrieval(0, (), ())
+NOT_CONFIGURED = "the model is not configured"
+
+Missing = dict[str, str]
+"""What a search had to do without, in order, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +33,58 @@ class Help:
     languages: tuple[str, ...] = ()
 
 
-async def retrieve(
-    parts: Parts, request: RetrievalRequest, datasets: Sequence[DatasetRecord], helped: Help, reranker: Reranker | None = None
-) -> Retrieval:
-    """The page that was asked for. What could not help is named in `degraded`. Raises as `async_retrieval`."""
-    question, degraded = await _helped(parts, request.question, helped)
-    embedder = _embedder(parts, datasets[0].embedding_model)
-    if embedder is None:
-        degraded.append("embed")
+@dataclass(frozen=True, slots=True)
+class DocumentFilter:
+    """Which documents take part: those named, those that meet the condition, those that the stored filter lets through.
 
-    async def names(document_ids: Sequence[str]) -> Mapping[str, str]:
-        return await parts.session.read(document_service.names, request.tenant_id, document_ids)
+    None and `{}` are no restriction. `stored` is a chat's `meta_data_filter`: `{"method": "manual" | "auto" | "semi_auto", ...}`.
+    """
+
+    document_ids: tuple[str, ...] | None = None
+    condition: Mapping[str, Any] | None = None
+    stored: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """How to search. The question, the documents and the limits of the settings are put into `request`.
+
+    `rerank_id` "" is none. `model` helps with the question, and chooses conditions where the stored filter leaves them to it.
+    """
+
+    request: RetrievalRequest
+    embedding_model: str
+    rerank_id: str = ""
+    documents: DocumentFilter = field(default_factory=DocumentFilter)
+    help: Help = field(default_factory=Help)
+    model: ChatModel | None = None
+
+
+async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
+    """The page that was asked for. What could not be used is named in `degraded`: "embed", "rerank", "filter" ...
+
+    Raises as `async_retrieval`.
+    """
+    missing = Missing()
+    document_ids = await _document_ids(parts, search, question, missing)
+    if document_ids == () or not question.strip():
+        return NOTHING_SEARCHED
+    question = await _helped(search, question, missing)
+    embedder = _embedder(parts, search.embedding_model, missing)
+    reranker = _reranker(parts, search.rerank_id, missing)
+    request = replace(
+        search.request,
+        question=question,
+        document_ids=document_ids,
+        keep_vector_only=parts.settings.keep_vector_only,
+        rerank_limit=parts.settings.rerank_candidates,
+    )
+
+    async def names(ids: Sequence[str]) -> Mapping[str, str]:
+        return await parts.session.read(document_service.names, request.tenant_id, ids)
 
     found = await async_retrieval(
-        replace(
-            request, question=question, keep_vector_only=parts.settings.keep_vector_only, rerank_limit=parts.settings.rerank_candidates
-        ),
+        request,
         store=parts.store,
         search_lane=parts.lanes.search,
         embedder=embedder,
@@ -49,52 +92,109 @@ async def retrieve(
         model_lane=parts.lanes.model,
         document_names=names,
     )
-    degraded = [*found.degraded, *degraded]
-    parts.metrics.degraded(degraded)
-    return replace(found, degraded=tuple(degraded)) if degraded else found
+    return replace(found, degraded=(*found.degraded, *missing), reasons={**missing, **found.reasons}) if missing else found
 
 
-async def matching_documents(parts: Parts, tenant_id: str, dataset_ids: Sequence[str], condition: Mapping[str, Any]) -> tuple[str, ...]:
-    """Ids of the datasets' documents whose metadata fulfils the condition."""
-    return tuple(await parts.session.read(metadata_service.documents_matching, tenant_id, dataset_ids, condition))
+async def check_documents(parts: Parts, tenant_id: str, dataset_ids: Sequence[str], document_ids: Sequence[str]) -> None:
+    """Raises `ApiError` (102/404) for a document that is not in the datasets."""
+    if not document_ids:
+        return
+    found = {brief.id for brief in await parts.session.read(document_service.briefs, tenant_id, dataset_ids, document_ids)}
+    for document_id in document_ids:
+        if document_id not in found:
+            raise ApiError(102, f"The datasets don't own the document {document_id}", 404)
 
 
-async def metadata_of(parts: Parts, tenant_id: str, found: Retrieval) -> dict[str, dict[str, Any]]:
-    """Document id -> metadata, for the documents of the page."""
-    document_ids = {ranked.chunk.document_id for ranked in found.chunks}
-    dataset_ids = {ranked.chunk.dataset_id for ranked in found.chunks}
-    briefs = await parts.session.read(document_service.briefs, tenant_id, sorted(dataset_ids), sorted(document_ids))
+async def metadata_of(parts: Parts, tenant_id: str, chunks: Sequence[RankedChunk]) -> dict[str, dict[str, Any]]:
+    """Document id -> metadata, for the chunks' documents."""
+    document_ids = sorted({ranked.chunk.document_id for ranked in chunks})
+    dataset_ids = sorted({ranked.chunk.dataset_id for ranked in chunks})
+    briefs = await parts.session.read(document_service.briefs, tenant_id, dataset_ids, document_ids)
     return {brief.id: dict(brief.meta_fields) for brief in briefs}
 
 
-def _embedder(parts: Parts, name: str) -> Embedder | None:
+# ---------------------------------------------------------------------------------------------------- documents
+async def _document_ids(parts: Parts, search: Search, question: str, missing: Missing) -> tuple[str, ...] | None:
+    """The documents to search; None for all."""
+    wanted = search.documents
+    conditions = [wanted.condition] if wanted.condition else []
+    method = wanted.stored.get("method")
+    if method == "manual" and wanted.stored.get("manual"):
+        conditions.append(_manual(wanted.stored))
+    elif method in ("auto", "semi_auto") and search.model is not None:
+        try:
+            if chosen := await _chosen(parts, search, search.model, question):
+                conditions.append(chosen)
+        except (ProviderError, Overloaded, TimeoutError) as error:
+            log.warning("metadata filter left out", error=type(error).__name__)
+            missing["filter"] = _reason(error)
+    ids = wanted.document_ids
+    tenant_id, dataset_ids = search.request.tenant_id, search.request.dataset_ids
+    for condition in conditions:
+        ids = tuple(await parts.session.read(metadata_service.documents_matching, tenant_id, dataset_ids, condition, ids))
+    return ids
+
+
+def _manual(stored: Mapping[str, Any]) -> dict[str, Any]:
+    items = [item for item in stored["manual"] if isinstance(item, dict)] if isinstance(stored["manual"], list) else []
+    conditions = [{"name": item.get("key"), "comparison_operator": item.get("op"), "value": item.get("value")} for item in items]
+    return {"logic": stored.get("logic", "and"), "conditions": conditions}
+
+
+async def _chosen(parts: Parts, search: Search, model: ChatModel, question: str) -> dict[str, Any] | None:
+    """The model's conditions; None where it has none or no document meets them."""
+    briefs = await parts.session.read(document_service.briefs, search.request.tenant_id, search.request.dataset_ids)
+    summary = metadata_service.summarise([brief.meta_fields for brief in briefs])
+    allowed = search.documents.stored.get("semi_auto") if search.documents.stored.get("method") == "semi_auto" else None
+    names = {item.get("key") if isinstance(item, dict) else item for item in allowed} if isinstance(allowed, list) else summary.keys()
+    values = {key: [value for value, _ in entry["values"]] for key, entry in summary.items() if key in names}
+    chosen = await choose_conditions(model, question, values)
+    if chosen and any(metadata_service.fulfils(brief.meta_fields, chosen) for brief in briefs):
+        return chosen
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------- models
+def _embedder(parts: Parts, name: str, missing: Missing) -> Embedder | None:
     try:
         return parts.models.embedder(name)
     except NotFound:  # the model was taken out of the settings after the dataset was made
+        missing["embed"] = NOT_CONFIGURED
         return None
 
 
-async def _helped(parts: Parts, question: str, helped: Help) -> tuple[str, list[str]]:
-    """The question with what the chat model adds, and the names of what it could not add."""
-    if not question.strip() or not (helped.keywords or helped.languages):
-        return question, []
-    model = parts.models.chat()
+def _reranker(parts: Parts, name: str, missing: Missing) -> Reranker | None:
+    try:
+        return parts.models.reranker(name) if name else None
+    except NotFound:  # likewise, or one of the two that a chat may always name
+        missing["rerank"] = NOT_CONFIGURED
+        return None
+
+
+async def _helped(search: Search, question: str, missing: Missing) -> str:
+    """The question with what the chat model adds."""
     extra: list[str] = []
-    failed: list[str] = []
-    if helped.languages:
-        await _add("cross_languages", model, lambda chat: helpers.translate(chat, question, helped.languages), extra, failed)
-    if helped.keywords:
-        await _add("keyword", model, lambda chat: helpers.keywords(chat, question), extra, failed)
-    return " ".join((question, *extra)), failed
+    languages = search.help.languages
+    if languages:
+        extra += await _add("cross_languages", search.model, lambda chat: helpers.translate(chat, question, languages), missing)
+    if search.help.keywords:
+        extra += await _add("keyword", search.model, lambda chat: helpers.keywords(chat, question), missing)
+    return " ".join((question, *extra))
 
 
 async def _add(
-    name: str, model: ChatModel | None, ask: Callable[[ChatModel], Awaitable[tuple[str, ...]]], extra: list[str], failed: list[str]
-) -> None:
+    name: str, model: ChatModel | None, ask: Callable[[ChatModel], Awaitable[tuple[str, ...]]], missing: Missing
+) -> tuple[str, ...]:
+    if model is None:  # the extractive answerer cannot write
+        missing[name] = "no chat model is configured"
+        return ()
     try:
-        if model is None:  # the extractive answerer cannot write
-            raise ProviderError("no chat model is configured")
-        extra += await ask(model)
+        return await ask(model)
     except (ProviderError, Overloaded) as error:
         log.warning("question searched without the chat model's help", help=name, error=type(error).__name__)
-        failed.append(name)
+        missing[name] = _reason(error)
+        return ()
+
+
+def _reason(error: Exception) -> str:
+    return "no answer in time" if isinstance(error, TimeoutError) else str(error)

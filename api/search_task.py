@@ -4,16 +4,17 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from api.chat_input import owned_datasets
-from api.chat_retrieval import DocumentFilter, Search, retrieve
-from api.chat_task import counter_of, languages_of, model_for, options_of
+from api.chat_task import check_question, counter_of, languages_of, model_for, options_of
 from api.errors import ApiError
 from api.parts import Parts
+from api.retrieving import DocumentFilter, Search, retrieve
 from db.services import search_service
 from rag.errors import NotFound
 from rag.flow.ask import async_ask
 from rag.flow.chat import ChatEvent
 from rag.flow.mindmap import gen_mindmap
 from rag.flow.related import related_headings, related_questions
+from rag.nlp.search import RetrievalRequest
 from rag.types import RankedChunk
 
 SEARCH_DEFAULTS: Mapping[str, Any] = {
@@ -69,7 +70,7 @@ async def answer_search(
 
 async def explore(parts: Parts, tenant: str, body: Mapping[str, Any]) -> list[str]:
     """Questions related to `body["question"]`: the model's, or without one the headings that the saved search's datasets offer."""
-    question = _question(body)
+    question = check_question(body["question"])
     config = await _config(parts, tenant, body.get("search_id"))
     model = model_for(parts, str(config["chat_id"] or ""))
     if model is not None:
@@ -83,7 +84,7 @@ async def explore(parts: Parts, tenant: str, body: Mapping[str, Any]) -> list[st
 
 async def mindmap(parts: Parts, tenant: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """The tree for `body["question"]` over the datasets of the saved search, or else over `body["kb_ids"]`."""
-    question = _question(body)
+    question = check_question(body["question"])
     config = await _config(parts, tenant, body.get("search_id"))
     dataset_ids = config["kb_ids"] or body.get("kb_ids")
     if not dataset_ids:
@@ -118,13 +119,16 @@ async def _search_of(parts: Parts, tenant: str, config: Mapping[str, Any], datas
     document_ids = tuple(str(item).replace("-", "") for item in config["doc_ids"]) if isinstance(config["doc_ids"], list) else ()
     stored = config.get("meta_data_filter")
     return Search(
-        tenant_id=tenant,
-        dataset_ids=tuple(dataset.id for dataset in datasets),
+        request=RetrievalRequest(
+            question="",
+            tenant_id=tenant,
+            dataset_ids=tuple(dataset.id for dataset in datasets),
+            page_size=page_size,
+            top_k=max(1, int(_number(config, "top_k"))),
+            similarity_threshold=_number(config, "similarity_threshold"),
+            vector_similarity_weight=_number(config, "vector_similarity_weight"),
+        ),
         embedding_model=datasets[0].embedding_model,
-        page_size=page_size,
-        top_k=max(1, int(_number(config, "top_k"))),
-        similarity_threshold=_number(config, "similarity_threshold"),
-        vector_similarity_weight=_number(config, "vector_similarity_weight"),
         rerank_id=str(config["rerank_id"] or ""),
         documents=DocumentFilter(document_ids or None, None, stored if isinstance(stored, dict) else {}),
         model=model_for(parts, str(config["chat_id"] or "")),
@@ -135,10 +139,3 @@ def _number(config: Mapping[str, Any], key: str) -> float:
     """A stored setting; its default where what was stored is no number."""
     value = config[key]
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float(SEARCH_DEFAULTS[key])
-
-
-def _question(body: Mapping[str, Any]) -> str:
-    question = body["question"]
-    if not isinstance(question, str):
-        raise ApiError(101, "`question` should be a string")
-    return question.strip()

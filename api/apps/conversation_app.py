@@ -15,6 +15,7 @@ from api.context import parts, tenant_id
 from api.errors import ApiError
 from api.parts import Parts
 from api.respond import success
+from api.retrieving import check_documents
 from api.routes import Routes
 from api.schema.chat import CompletionBody, CompletionReply, MindmapBody, RecommendationBody
 from api.search_task import explore, mindmap
@@ -70,7 +71,10 @@ async def _complete(body: dict[str, Any]) -> Response:
     chat, session = await _place(server, tenant, body)
     posted = [*posted[:-1], _stamped(posted[-1])]
     history = posted if keep_all or chat is None else [*(session.messages if session else ()), posted[-1]]
-    task = task_of(server, tenant, chat, _ask(server, body, chat, history))
+    document_ids = _document_ids(body.get("doc_ids"))
+    if document_ids and chat is not None and chat.datasets:
+        await check_documents(server, tenant, [dataset.id for dataset in chat.datasets], document_ids)
+    task = task_of(server, tenant, chat, _ask(server, body, chat, history, document_ids or None))
     session_id, turn = session.id if session else "", None
     if store and chat is not None:
         if session is None:
@@ -98,23 +102,26 @@ async def _place(server: Parts, tenant: str, body: dict[str, Any]) -> tuple[Dial
     return chat, await own_session(server, tenant, chat.id, session_id) if session_id else None
 
 
-def _ask(server: Parts, body: dict[str, Any], chat: DialogRecord | None, history: list[MessageRecord]) -> Ask:
+def _ask(
+    server: Parts, body: dict[str, Any], chat: DialogRecord | None, history: list[MessageRecord], document_ids: tuple[str, ...] | None
+) -> Ask:
     named = str(body.get("llm_id") or "")
     setting = {} if chat is None else chat.llm_setting
-    document_ids = body.get("doc_ids")
     return Ask(
         messages=for_model(history),
         model=model_for(server, named or (chat.llm_id if chat else "")),
         options=options_of(body, setting, other_model=bool(named)),
         variables=variables_of(chat, body),
         cite=body.get("quote", True) is not False,
-        document_ids=_document_ids(document_ids) if document_ids else None,
+        document_ids=document_ids,
     )
 
 
 def _document_ids(value: Any) -> tuple[str, ...]:
-    ids = value if isinstance(value, list) else str(value).split(",")
-    return tuple(str(item).strip().replace("-", "") for item in ids if str(item).strip())
+    ids = value.split(",") if isinstance(value, str) else [] if value is None else value
+    if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
+        raise ApiError(101, "`doc_ids` should be a string of ids separated by commas, or a list of them")
+    return tuple(dict.fromkeys(item.strip().replace("-", "") for item in ids if item.strip()))
 
 
 def _stamped(message: MessageRecord) -> MessageRecord:

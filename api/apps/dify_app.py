@@ -5,11 +5,12 @@ from typing import Any
 
 from quart import Response, request
 
-from api import respond, retrieving
+from api import respond
 from api.body import tolerant
+from api.condition import check_condition
 from api.context import parts, tenant_id
 from api.errors import ApiError
-from api.retrieving import Help
+from api.retrieving import DocumentFilter, Search, metadata_of, retrieve
 from api.routes import Routes
 from api.schema import retrieval as schema
 from db.services import dataset_service
@@ -52,22 +53,24 @@ async def _answer(body: Mapping[str, Any], setting: Mapping[str, Any]) -> Respon
     dataset = await parts().session.read(dataset_service.get, tenant_id(), str(body["knowledge_id"]).replace("-", ""))
     if dataset is None:
         raise ApiError(404, "Knowledgebase not found!")
-    condition = body.get("metadata_condition")
-    document_ids = None
-    if isinstance(condition, dict) and condition:
-        document_ids = await retrieving.matching_documents(parts(), tenant_id(), [dataset.id], condition)
+    condition = body.get("metadata_condition") or {}
+    if not isinstance(condition, dict):
+        raise ApiError(101, "`metadata_condition` should be an object")
+    check_condition(condition)
+    question = str(body["query"])
     asked = RetrievalRequest(
-        question=str(body["query"]),
+        question=question,
         tenant_id=tenant_id(),
         dataset_ids=(dataset.id,),
-        document_ids=document_ids,
         page_size=top_k,
         similarity_threshold=threshold,
         vector_similarity_weight=VECTOR_WEIGHT,
         top_k=top_k,
     )
-    found = await retrieving.retrieve(parts(), asked, [dataset], Help())
-    metas = await retrieving.metadata_of(parts(), tenant_id(), found)
+    search = Search(request=asked, embedding_model=dataset.embedding_model, documents=DocumentFilter(condition=condition))
+    found = await retrieve(parts(), search, question)
+    parts().metrics.degraded(found.degraded)
+    metas = await metadata_of(parts(), tenant_id(), found.chunks)
     names = {entry.document_id: entry.document_name for entry in found.documents}
     records = [
         {

@@ -11,6 +11,7 @@ from werkzeug.http import dump_options_header
 
 from api import chunk_edits, document_wire, file_types, respond
 from api.body import check_name, field_error, id_list, order_of, page_of, shown_ids, strict, tolerant, validated
+from api.condition import check_condition
 from api.context import parts, tenant_id, uploader
 from api.documents import find_dataset, json_object_argument
 from api.errors import ApiError
@@ -191,6 +192,8 @@ def _runs() -> tuple[str, ...]:
 async def _by_metadata(dataset: DatasetRecord) -> tuple[str, ...] | None:
     condition = json_object_argument("metadata_condition", with_raw=True)
     wanted = json_object_argument("metadata")
+    if condition:
+        check_condition(condition)
     empty = request.args.get("return_empty_metadata", "").lower() == "true"
     if not (condition or wanted or empty):
         return None

@@ -8,6 +8,7 @@ from quart import Response, request
 from api import document_wire, respond
 from api.apps.dataset_app import lacks_permission, owned
 from api.body import shown_ids, strict, tolerant
+from api.condition import check_condition
 from api.context import parts, tenant_id
 from api.documents import find_dataset
 from api.errors import ApiError
@@ -88,6 +89,7 @@ async def _change(dataset_id: str, not_owned: str) -> Response:
     condition = selector.get("metadata_condition") or {}
     if not isinstance(condition, dict):
         raise ApiError(102, "metadata_condition must be an object.")
+    check_condition(condition)
     ids = selector.get("document_ids")
     if ids is not None and not isinstance(ids, list):
         raise ApiError(102, "document_ids must be a list.")

@@ -10,14 +10,15 @@ from quart import Response
 
 from api.body import require, tolerant
 from api.chat_frames import last_of
-from api.chat_retrieval import metadata_of
-from api.chat_task import Ask, counter_of, model_for, options_of, task_of, variables_of
+from api.chat_task import Ask, check_length, counter_of, model_for, options_of, task_of, variables_of
+from api.condition import check_condition
 from api.context import parts, tenant_id
 from api.errors import ApiError
 from api.openai_wire import Completion, ReferenceMetadata, chunks, conversation, instruction, read_extras, read_messages, whole
 from api.parts import Parts
 from api.reference import Metadata, chosen_metadata
 from api.respond import json_response
+from api.retrieving import metadata_of
 from api.routes import Routes
 from api.schema.chat import EmbeddingBody, OpenAIBody
 from api.sse import openai_stream
@@ -51,6 +52,7 @@ async def complete_as_openai(chat_id: str) -> Response:
     require(body, "model", "messages")
     extras = read_extras(body)
     messages = read_messages(body["messages"])
+    check_length(messages)
     try:
         chat = await server.session.read(dialog_service.get, tenant, chat_id.replace("-", ""))
     except NotFound:
@@ -70,6 +72,7 @@ async def create_chat_completion() -> Response:
     require(body, "model", "messages")
     extras = read_extras(body)
     messages = read_messages(body["messages"])
+    check_length(messages)
     _check_condition(extras)
     _check_unsupported(body)
     model = str(body["model"])
@@ -143,7 +146,7 @@ async def _answer_chat(
     )
     task = task_of(server, tenant, chat, ask)
     shown = shown_model or model or chat.llm_id or server.models.default_chat
-    metadata = _metadata_reader(server, tenant, chat, extras["reference_metadata"])
+    metadata = _metadata_reader(server, tenant, extras["reference_metadata"])
     return await _respond(server, task, Completion(completion_id, shown, extras["reference"], metadata), body)
 
 
@@ -155,13 +158,12 @@ async def _respond(server: Parts, task: ChatTask, completion: Completion, body: 
     return json_response(await whole(await last_of(events), completion))
 
 
-def _metadata_reader(server: Parts, tenant: str, chat: DialogRecord, wanted: Mapping[str, Any]) -> ReferenceMetadata:
+def _metadata_reader(server: Parts, tenant: str, wanted: Mapping[str, Any]) -> ReferenceMetadata:
     if not wanted.get("include"):
         return _no_metadata
 
     async def read(answer: Answer) -> Metadata:
-        ids = [ranked.chunk.document_id for ranked in answer.chunks]
-        return chosen_metadata(await metadata_of(server, tenant, [dataset.id for dataset in chat.datasets], ids), wanted.get("fields"))
+        return chosen_metadata(await metadata_of(server, tenant, answer.chunks), wanted.get("fields"))
 
     return read
 
@@ -192,6 +194,7 @@ def _check_model(server: Parts, model: str) -> None:
 def _check_condition(extras: Mapping[str, Any]) -> None:
     if not isinstance(extras["metadata_condition"], dict):
         raise ApiError(102, "metadata_condition must be an object.")
+    check_condition(extras["metadata_condition"])
 
 
 def _check_unsupported(body: Mapping[str, Any]) -> None:

@@ -1,23 +1,23 @@
 """Search in datasets: POST /retrieval (contract, 7)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from quart import Response
 
 from api import respond, retrieving
 from api.body import integer, number, page_of, tolerant
+from api.condition import check_condition
 from api.context import parts, tenant_id
 from api.errors import ApiError
-from api.retrieving import Help
+from api.retrieving import NOTHING_SEARCHED, DocumentFilter, Help, Search
 from api.routes import Routes
 from api.schema import retrieval as schema
-from db.services import dataset_service, document_service
+from db.services import dataset_service
 from db.services.dataset_service import DatasetRecord
 from rag.errors import NotFound
 from rag.nlp.search import RetrievalRequest
-from rag.ports import Reranker
 from rag.types import RankedChunk, Retrieval
 
 api = Routes("retrieval")
@@ -47,16 +47,23 @@ async def retrieve() -> Response:
     dataset_ids = [dataset.id for dataset in datasets]
     named = await _named_documents(body, dataset_ids)
     request, helped = _request(body, question, dataset_ids)
-    reranker = _reranker(body.get("rerank_id"))
+    search = Search(
+        request=request,
+        embedding_model=datasets[0].embedding_model,
+        rerank_id=_rerank_id(body.get("rerank_id")),
+        documents=_documents(body, named),
+        help=helped,
+        model=parts().models.chat(),
+    )
     metadata = _asked_metadata(body)
-    document_ids = await _documents(body, dataset_ids, named)
-    if not question.strip() or document_ids == ():
-        return respond.reply({"total": 0, "chunks": [], "doc_aggs": {}})
     try:
-        found = await retrieving.retrieve(parts(), replace(request, document_ids=document_ids), datasets, helped, reranker)
+        found = await retrieving.retrieve(parts(), search, question)
     except NotFound as error:
         raise ApiError(102, NO_CHUNK, 404) from error
-    metas = await retrieving.metadata_of(parts(), tenant_id(), found) if metadata.include else None
+    parts().metrics.degraded(found.degraded)
+    if found == NOTHING_SEARCHED:
+        return respond.reply({"total": 0, "chunks": [], "doc_aggs": {}})
+    metas = await retrieving.metadata_of(parts(), tenant_id(), found.chunks) if metadata.include else None
     return respond.reply(_wire(found, metas, metadata, explain=request.explain))
 
 
@@ -91,14 +98,9 @@ async def _named_documents(body: Mapping[str, Any], dataset_ids: Sequence[str]) 
     given = body.get("document_ids") or []
     if not isinstance(given, list):
         raise ApiError(102, "`documents` should be a list")
-    wanted = [str(document_id) for document_id in given]
-    found = (
-        {brief.id for brief in await parts().session.read(document_service.briefs, tenant_id(), dataset_ids, wanted)} if wanted else set()
-    )
-    for document_id in wanted:
-        if document_id not in found:
-            raise ApiError(102, f"The datasets don't own the document {document_id}", 404)
-    return tuple(dict.fromkeys(wanted))
+    wanted = tuple(dict.fromkeys(str(document_id) for document_id in given))
+    await retrieving.check_documents(parts(), tenant_id(), dataset_ids, wanted)
+    return wanted
 
 
 def _request(body: Mapping[str, Any], question: str, dataset_ids: Sequence[str]) -> tuple[RetrievalRequest, Help]:
@@ -122,36 +124,47 @@ def _request(body: Mapping[str, Any], question: str, dataset_ids: Sequence[str])
         vector_similarity_weight=number(body, "vector_similarity_weight", 0.3),
         top_k=top_k,
         highlight=highlight,
-        explain=body.get("explain") is True,
+        explain=_switch(body, "explain"),
     )
     return request, Help(bool(body.get("keyword")), tuple(str(language) for language in languages))
 
 
-def _reranker(name: Any) -> Reranker | None:
+def _rerank_id(name: Any) -> str:
     if not name:
-        return None
+        return ""
     try:
-        return parts().models.reranker(str(name))
+        parts().models.resolve(str(name), "rerank")
     except NotFound as error:
         raise ApiError(102, f"Model {name} not found for model rerank", 404) from error
+    return str(name)
 
 
-async def _documents(body: Mapping[str, Any], dataset_ids: Sequence[str], named: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The documents that take part; None for all."""
+def _documents(body: Mapping[str, Any], named: tuple[str, ...]) -> DocumentFilter:
+    """Those named win over a condition."""
     condition = body.get("metadata_condition")
     if condition is not None and not isinstance(condition, dict):
         raise ApiError(101, "`metadata_condition` should be an object")
-    if named or not condition:
-        return named or None
-    return await retrieving.matching_documents(parts(), tenant_id(), dataset_ids, condition)
+    check_condition(condition or {})
+    return DocumentFilter(named) if named else DocumentFilter(condition=condition)
 
 
 def _asked_metadata(body: Mapping[str, Any]) -> Asked:
     given = body.get("reference_metadata")
-    if not isinstance(given, dict):
+    if given is None:
         given = {"include": body.get("include_metadata"), "fields": body.get("metadata_fields")}
+    if not isinstance(given, dict):
+        raise ApiError(101, "`reference_metadata` should be an object")
     fields = given.get("fields")
-    return Asked(given.get("include") is True, tuple(map(str, fields)) if isinstance(fields, list) else None)
+    if fields is not None and not (isinstance(fields, list) and all(isinstance(field, str) for field in fields)):
+        raise ApiError(101, "`fields` should be a list of strings")
+    return Asked(_switch(given, "include"), None if fields is None else tuple(fields))
+
+
+def _switch(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ApiError(101, f"`{name}` should be a boolean")
+    return bool(value)
 
 
 def _wire(found: Retrieval, metas: Mapping[str, Mapping[str, Any]] | None, asked: Asked, *, explain: bool) -> dict[str, Any]:

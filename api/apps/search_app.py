@@ -7,6 +7,8 @@ from typing import Any
 from quart import Response, request
 
 from api.body import check_name, id_list, order_of, page_of, require, tolerant
+from api.chat_frames import degraded_of
+from api.chat_task import check_question
 from api.context import parts, tenant_id
 from api.errors import ApiError
 from api.reference import reference_of
@@ -102,13 +104,12 @@ async def complete_search(search_id: str) -> Response:
     server, tenant = parts(), tenant_id()
     body = await tolerant()
     require(body, "question")
-    if not isinstance(body["question"], str):
-        raise ApiError(101, "`question` should be a string")
+    question = check_question(body["question"])
     record = await _own(search_id)
     dataset_ids = record.search_config.get("kb_ids") or body.get("kb_ids")
     if not dataset_ids or not isinstance(dataset_ids, list):
         raise ApiError(102, "`kb_ids` is required.")
-    events = await answer_search(server, tenant, record.search_config, body["question"].strip(), dataset_ids)
+    events = await answer_search(server, tenant, record.search_config, question, dataset_ids)
     return native_stream(_frames(saving(None, events, server.metrics, streamed=True)), server.drain)
 
 
@@ -118,7 +119,7 @@ async def _frames(events: AsyncIterator[ChatEvent]) -> AsyncIterator[dict[str, A
             if isinstance(event, AnswerDelta):
                 yield {"answer": event.text, "reference": {}, "final": False}
             elif isinstance(event, Answer):
-                yield {"answer": "", "reference": reference_of(event), "final": True}
+                yield {"answer": "", "reference": reference_of(event), "final": True, **degraded_of(event)}
 
 
 async def _own(search_id: str) -> SearchRecord:

@@ -150,6 +150,8 @@ class CompletionReply(BaseModel):
     id: str
     session_id: str
     chat_id: str
+    degraded: list[str] = Field(default_factory=list, description="steps that failed and were left out")
+    reasons: dict[str, str] = Field(default_factory=dict, description="why, by step, where something can be told")
 
 
 class OpenAIBody(Tolerant):

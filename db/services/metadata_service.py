@@ -168,15 +168,23 @@ def _delete_key(meta: dict[str, Any], key: str, item: Mapping[str, Any]) -> None
         del meta[key]
 
 
+def is_operator(value: Any) -> bool:
+    """Whether a condition may compare so."""
+    return _operator(value) in OPERATORS
+
+
 def _holds(meta: Mapping[str, Any], item: Any) -> bool:
-    if not isinstance(item, Mapping) or not {"name", "comparison_operator", "value"} <= item.keys() or item["name"] not in meta:
+    """Whether one of the keys named has a value that compares so."""
+    if not isinstance(item, Mapping) or not {"name", "comparison_operator", "value"} <= item.keys():
         return False
-    name = str(item["comparison_operator"]).strip().lower()
-    name = OTHER_NAMES.get(name, name)
-    if name not in OPERATORS:
-        return False
-    have = meta[item["name"]]
-    return any(_compares(part, name, item["value"]) for part in (have if isinstance(have, list) else [have]))
+    operator = _operator(item["comparison_operator"])
+    keys = [key for key in _listed(item["name"]) if isinstance(key, str) and key in meta]
+    return operator in OPERATORS and any(_compares(part, operator, item["value"]) for key in keys for part in _listed(meta[key]))
+
+
+def _operator(value: Any) -> str:
+    name = str(value).strip().lower()
+    return OTHER_NAMES.get(name, name)
 
 
 def _compares(have: Any, name: str, want: Any) -> bool:

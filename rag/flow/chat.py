@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from rag.deadline import within
 from rag.errors import DeadlineExceeded
 from rag.flow.extract import NO_DATASETS, extractive_answer
 from rag.flow.nodes import Flow, Node, Outcome, Values
@@ -73,7 +74,7 @@ class Answer:
 
     `[ID:n]` in `text` is `chunks[n]`; `total` is the retrieval's length, `documents` counts `chunks` by document, descending.
     `empty`: nothing was found and `empty_response` was given. `usage` is counted by us where the model does not say.
-    `degraded` names the steps that failed and were left out, `timings` maps steps to milliseconds.
+    `degraded` names the steps that failed and were left out, `reasons` tells of some of them why, `timings` maps steps to milliseconds.
     """
 
     text: str
@@ -86,6 +87,7 @@ class Answer:
     empty: bool = False
     degraded: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 ChatEvent = AnswerDelta | ReasoningDelta | Answer
@@ -225,7 +227,8 @@ async def _before(deadline: float, task: ChatTask, work: Awaitable[Any]) -> Any:
     limit = asyncio.timeout_at(deadline)
     try:
         async with limit:
-            return await work
+            with within(deadline - asyncio.get_running_loop().time()):
+                return await work
     except TimeoutError:
         if not limit.expired():
             raise
@@ -245,6 +248,7 @@ def _end(
         documents=count_documents(chunks),
         degraded=(*found.degraded, *retrieval.degraded),
         timings={**found.timings, **retrieval.timings, "total": round((time.perf_counter() - started) * 1000, 3)},
+        reasons=retrieval.reasons,
         **rest,
     )
 

@@ -3,6 +3,7 @@
 from typing import Any
 from urllib.parse import quote
 
+import orjson
 import pytest
 
 from rag.errors import ProviderUnreachable
@@ -109,6 +110,11 @@ async def test_explain_adds_times_and_scores_by_arm(api: Server, dataset: str) -
         ({"vector_similarity_weight": True}, (101, 400, "`vector_similarity_weight` should be a number")),
         ({"cross_languages": "French"}, (101, 400, "`cross_languages` should be a list")),
         ({"metadata_condition": []}, (101, 400, "`metadata_condition` should be an object")),
+        ({"explain": "x"}, (101, 400, "`explain` should be a boolean")),
+        ({"reference_metadata": 3}, (101, 400, "`reference_metadata` should be an object")),
+        ({"reference_metadata": {"include": 1}}, (101, 400, "`include` should be a boolean")),
+        ({"reference_metadata": {"include": True, "fields": "x"}}, (101, 400, "`fields` should be a list of strings")),
+        ({"reference_metadata": {"include": True, "fields": [1]}}, (101, 400, "`fields` should be a list of strings")),
         ({"rerank_id": "nobody"}, (102, 404, "Model nobody not found for model rerank")),
     ],
 )
@@ -119,6 +125,48 @@ async def test_a_question_that_does_not_fit_is_refused(
     answer = await api.call("POST", "/retrieval", whole)
     assert answer.outcome == outcome
     assert "data" not in answer.body
+
+
+IS = {"name": "kind", "comparison_operator": "is", "value": "metal"}
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ({"conditions": {"name": "kind"}}, "`metadata_condition.conditions` must be a list"),
+        ({"conditions": [IS, "kind is metal"]}, "`metadata_condition.conditions[1]` must be an object"),
+        ({"conditions": [{"name": "kind", "value": 1}]}, "`metadata_condition.conditions[0].comparison_operator` is missing"),
+        ({"conditions": [IS | {"name": {}}]}, "`metadata_condition.conditions[0].name` must be a string or a list of strings"),
+        ({"conditions": [IS], "logic": "xor"}, '`metadata_condition.logic` must be "and" or "or"'),
+        (
+            {"conditions": [IS | {"comparison_operator": "like"}]},
+            "`metadata_condition.conditions[0].comparison_operator` must be one of is, not is, >, <, >=, <=, contains, not contains, in, "
+            "not in, start with, end with, empty, not empty",
+        ),
+    ],
+)
+async def test_a_condition_of_a_wrong_shape_is_refused_wherever_it_stands(api: Server, dataset: str, condition: Any, message: str) -> None:
+    chat = (await api.call("POST", "/chats", {"name": "chat"})).data["id"]
+    question = {"model": "model", "messages": [{"role": "user", "content": "x"}], "metadata_condition": condition}
+    query = f"metadata_condition={quote(orjson.dumps(condition).decode())}"
+    selected = {"selector": {"metadata_condition": condition}}
+    for answer in (
+        await ask(api, dataset, metadata_condition=condition),
+        await api.call("POST", "/dify/retrieval", {"knowledge_id": dataset, "query": "x", "metadata_condition": condition}),
+        await api.call("GET", f"/datasets/{dataset}/documents?{query}"),
+        await api.call("POST", f"/datasets/{dataset}/metadata/update", selected),
+    ):
+        assert answer.outcome == (101, 400, message)
+    openai = await api.call("POST", f"/openai/{chat}/chat/completions", question)
+    assert (openai.status, openai.body["message"] if "message" in openai.body else openai.body["error"]["message"]) == (400, message)
+
+
+async def test_a_condition_may_name_several_keys(api: Server, dataset: str) -> None:
+    iron = (await api.call("GET", f"/datasets/{dataset}/documents?name=iron.txt")).data["docs"][0]["id"]
+    (await api.call("PATCH", f"/datasets/{dataset}/documents/{iron}", {"meta_fields": {"kind": "metal"}})).data  # noqa: B018
+    condition = {"conditions": [IS | {"name": ["sort", "kind"]}]}
+    answer = await api.call("POST", "/dify/retrieval", {"knowledge_id": dataset, "query": "iron", "metadata_condition": condition})
+    assert {record["title"] for record in answer.body["records"]} == {"iron.txt"}
 
 
 async def test_a_reranker_that_fails_costs_neither_the_answer_nor_the_reason(api: Server, dataset: str) -> None:

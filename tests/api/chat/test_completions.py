@@ -34,7 +34,12 @@ REFUSED: list[tuple[dict[str, Any], int, int, str]] = [
     (QUESTION | {"session_id": "s"}, 400, 102, "`chat_id` is required when `session_id` is provided."),
     (QUESTION | {"chat_id": "0" * 32}, 403, 109, "no authorization"),
     (QUESTION | {"llm_id": "nope@Sim"}, 404, 102, "Cannot use specified model nope@Sim."),
-    ({"question": 7}, 400, 101, "`content` of a message should be a string"),
+    ({"question": 7}, 400, 101, "`question` should be a string"),
+    ({"question": ""}, 400, 101, "`question` must not be empty"),
+    ({"messages": [{"role": "user", "content": " "}]}, 400, 101, "`content` of the last message must not be empty"),
+    ({"messages": [USER] * 2_001}, 400, 101, "`messages` must contain at most 2000 messages"),
+    (QUESTION | {"doc_ids": 7}, 400, 101, "`doc_ids` should be a string of ids separated by commas, or a list of them"),
+    (QUESTION | {"doc_ids": [7]}, 400, 101, "`doc_ids` should be a string of ids separated by commas, or a list of them"),
     (QUESTION | {"temperature": "hot", "llm_id": MODEL}, 400, 101, "`temperature` should be a number"),
 ]  # fmt: skip
 
@@ -55,6 +60,35 @@ async def test_sessions_must_be_the_chats_own(server: Server) -> None:
             assert found == (404, {"code": 102, "data": None, "message": message})
     status, answer = await server.call("POST", f"/chats/{chat}/completions", QUESTION, key=server.other_key)
     assert (status, answer) == (403, {"code": 109, "data": False, "message": "no authorization"})
+
+
+async def test_a_question_that_is_refused_is_not_saved(server: Server) -> None:
+    chat = await server.chat()
+    session = (await server.data("POST", f"/chats/{chat}/sessions", {}))["id"]
+    for body in ({"question": 3}, {"question": ""}, QUESTION | {"doc_ids": 3}):
+        assert (await server.call("POST", f"/chats/{chat}/completions", body | {"session_id": session}))[0] == 400
+    assert len((await server.data("GET", f"/chats/{chat}/sessions/{session}"))["messages"]) == 1
+    assert len(await server.data("GET", f"/chats/{chat}/sessions")) == 1
+
+
+async def test_documents_must_be_of_the_chats_datasets(server: Server) -> None:
+    chat = await server.grounded_chat()
+    foreign = (await server.grounded_chat("other"), "0" * 32)
+    for document in foreign:
+        found = await server.call("POST", f"/chats/{chat}/completions", QUESTION | {"doc_ids": [document]})
+        assert found == (404, {"code": 102, "data": None, "message": f"The datasets don't own the document {document}"})
+    assert await server.data("GET", f"/chats/{chat}/sessions") == []
+
+
+async def test_an_answer_says_what_it_had_to_do_without_and_why(server: Server) -> None:
+    server.says("It boils.")
+    chat = await server.grounded_chat(rerank_id="BAAI/bge-reranker-v2-m3")
+    missing = {"degraded": ["rerank"], "reasons": {"rerank": "the model is not configured"}}
+    answer = await server.data("POST", f"/chats/{chat}/completions", QUESTION | {"stream": False})
+    assert {key: answer[key] for key in missing} == missing
+    frames = await server.stream(f"/chats/{chat}/completions", QUESTION)
+    assert {key: frames[-2]["data"][key] for key in missing} == missing
+    assert frames[-2]["data"]["reference"]["chunks"]
 
 
 async def test_variables_of_the_prompt_come_from_the_request(server: Server) -> None:

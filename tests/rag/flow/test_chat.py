@@ -1,12 +1,15 @@
 """rag/flow/chat.py: events, history, citations end to end, failures, and a stream that is left."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from rag.deadline import seconds_left
 from rag.errors import DeadlineExceeded, ProviderUnreachable, TooLarge, Unavailable
 from rag.flow.chat import Answer, AnswerDelta, ChatEvent, ChatTask, ReasoningDelta, async_chat
 from rag.flow.extract import NO_DATASETS, NOTICE
@@ -49,6 +52,31 @@ async def run(chat: ChatTask) -> list[ChatEvent]:
 
 def text_of(events: list[ChatEvent]) -> str:
     return "".join(event.text for event in events if isinstance(event, AnswerDelta))
+
+
+async def test_all_work_on_an_answer_sees_its_deadline() -> None:
+    left = []
+
+    class Watching(ScriptedModel):
+        async def _stream(self, *given: Any) -> Any:
+            async for delta in super()._stream(*given):
+                left.append(seconds_left())
+                yield delta
+
+    async def retrieve(_: str) -> Retrieval:
+        left.append(seconds_left())
+        return FOUND
+
+    await run(task(Watching("Water ", "boils."), retrieve=retrieve, deadline_seconds=30.0))
+    assert len(left) == 4
+    assert all(25 < seconds <= 30 for seconds in left)
+    assert seconds_left() == math.inf
+
+
+async def test_an_answer_tells_why_retrieval_did_without_something() -> None:
+    found = replace(FOUND, degraded=("rerank",), reasons={"rerank": "no answer in time"})
+    *_, end = await run(task(ScriptedModel("Yes."), found))
+    assert (end.degraded, end.reasons) == (("rerank",), {"rerank": "no answer in time"})
 
 
 async def test_an_answer_is_deltas_and_one_end_that_has_it_all() -> None:
