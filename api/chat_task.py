@@ -1,22 +1,20 @@
 """From a chat's settings and a request to what `async_chat` needs: messages, model, options, variables, retrieval."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from api.chat_input import PROMPT_DEFAULTS, SYSTEM, check_one_embedding
 from api.errors import ApiError
 from api.parts import Parts
 from api.retrieving import DocumentFilter, Search, retrieve
+from api.token_counters import token_counter
 from db.services.conversation_service import MessageRecord
 from db.services.dialog_service import DialogRecord
 from rag.errors import NotFound
 from rag.flow.chat import ChatTask
 from rag.nlp.search import RetrievalRequest
-from rag.nlp.tokens import TokenCounter
 from rag.ports import ChatModel
 from rag.types import ChatMessage, ChatOptions
 
@@ -156,9 +154,9 @@ def task_of(parts: Parts, tenant: str, chat: DialogRecord | None, ask: Ask) -> C
     )
 
 
-def counter_of(parts: Parts) -> Any:
+def counter_of(parts: Parts) -> Callable[[str], int]:
     """Counts tokens by the default embedding model's tokenizer: close to any chat model's, rather too high than too low."""
-    return _counter(parts.models.embedder().tokenizer_path).count
+    return token_counter(parts.models.embedder().tokenizer_path).count
 
 
 def languages_of(value: Any) -> tuple[str, ...]:
@@ -183,11 +181,6 @@ def _search_of(tenant: str, chat: DialogRecord, ask: Ask) -> Search:
         documents=DocumentFilter(ask.document_ids, ask.condition, chat.meta_data_filter),
         model=ask.model,
     )
-
-
-@lru_cache(maxsize=4)
-def _counter(tokenizer_path: Path) -> TokenCounter:
-    return TokenCounter(tokenizer_path)
 
 
 def _asked_option(body: Mapping[str, Any], key: str) -> float | None:

@@ -4,7 +4,6 @@ import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ import numpy as np
 import xxhash
 
 from api.parts import Parts
+from api.token_counters import token_counter
 from db.services import document_service, task_service
 from db.services.document_service import DocumentRecord
 from rag.errors import Conflict, InvalidArgument, TooLarge
 from rag.nlp.tokenize import chunk_terms
-from rag.nlp.tokens import TokenCounter
 from rag.ports import ChunkStore, Embedder
 from rag.types import Chunk, ChunkSelector
 
@@ -77,7 +76,7 @@ async def remove(parts: Parts, document: DocumentRecord, found: Sequence[Chunk],
     """Delete these chunks of the document; how many of them this call deleted."""
     selector = ChunkSelector(document_ids=(document.id,), chunk_ids=tuple(chunk.id for chunk in found))
     tokens = await parts.lanes.search.run(_tokens_by_text, embedder.tokenizer_path, [chunk.content for chunk in found])
-    count = _counter(embedder.tokenizer_path).count
+    count = token_counter(embedder.tokenizer_path).count
     return await parts.session.write(_take, parts.store, document.tenant_id, selector, lambda text: tokens.get(text) or count(text))
 
 
@@ -202,7 +201,7 @@ def _switch(store: ChunkStore, document: DocumentRecord) -> None:
 # ------------------------------------------------------------------------------------------------ blocking: for a lane
 def _analysed(chunk: Chunk, tokenizer_path: Path) -> tuple[Chunk, int]:
     """The chunk with its terms, and its tokens."""
-    return _with_terms(chunk), _counter(tokenizer_path).count(chunk.content)
+    return _with_terms(chunk), token_counter(tokenizer_path).count(chunk.content)
 
 
 def _edited(chunk: Chunk, changes: Mapping[str, Any], tokenizer_path: Path) -> tuple[Chunk, int]:
@@ -212,7 +211,7 @@ def _edited(chunk: Chunk, changes: Mapping[str, Any], tokenizer_path: Path) -> t
         after = _with_terms(after)
     if after.content == chunk.content:
         return after, 0
-    count = _counter(tokenizer_path).count
+    count = token_counter(tokenizer_path).count
     return after, count(after.content) - count(chunk.content)
 
 
@@ -236,10 +235,5 @@ def _with_terms(chunk: Chunk) -> Chunk:
 
 
 def _tokens_by_text(tokenizer_path: Path, texts: Sequence[str]) -> dict[str, int]:
-    count = _counter(tokenizer_path).count
+    count = token_counter(tokenizer_path).count
     return {text: count(text) for text in texts}
-
-
-@cache
-def _counter(tokenizer_path: Path) -> TokenCounter:
-    return TokenCounter(tokenizer_path)

@@ -93,7 +93,7 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
         stack.callback(store.close)
         client = await stack.enter_async_context(open_client())
         models = open_models(settings, model_keys, Transport(client), lanes, data_dir)
-        warmup, drain = Warmup(models), Drain()
+        warmup, drain = Warmup(models, lanes.model), Drain()
         background = [warmup.run()]
         worker = None
         if settings.ingest_workers:
