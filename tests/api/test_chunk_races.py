@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from api import chunk_edits
 from db.models import Task
+from db.services import document_service
+from rag.nlp.tokens import TokenCounter
 from rag.types import ChunkSelector
-from tests.api.conftest import Answer, Server
+from tests.api.conftest import Answer, CountedWords, Server
 
 
 class Place:
@@ -51,6 +55,11 @@ class Place:
 async def place(api: Server) -> Place:
     dataset = await api.dataset()
     return Place(api, dataset, await api.parsed(dataset))
+
+
+def tokens(*texts: str) -> int:
+    """As the embedding model counts them."""
+    return sum(map(TokenCounter(CountedWords.tokenizer_path).count, texts))
 
 
 def stored(api: Server) -> int:
@@ -135,10 +144,15 @@ async def test_a_rename_keeps_the_edits_beside_it(api: Server, place: Place) -> 
     assert {item.document_name for item in api.parts.store.list(api.tenant, place.document)[1]} == {"gold.txt"}
 
 
-async def test_of_two_names_at_the_same_time_the_documents_is_in_all_chunks(api: Server, place: Place) -> None:
-    await asyncio.gather(*(api.call("PATCH", f"{place.documents}/{place.document}", {"name": f"{n}.txt"}) for n in range(6)))
-    name = (await api.listed(place.dataset, place.document))["name"]
-    assert {chunk.document_name for chunk in api.parts.store.list(api.tenant, place.document)[1]} == {name}
+async def test_the_later_of_two_changes_of_a_document_wins_though_followed_first(api: Server, place: Place) -> None:
+    change, session = document_service.update, api.parts.session
+    before = await session.read(document_service.get, api.tenant, place.document)
+    first = await session.write(change, place.document, {"name": "1.txt", "enabled": False})
+    second = await session.write(change, place.document, {"name": "2.txt", "enabled": True})
+    await chunk_edits.follow(api.parts, first, second, dropped=False)
+    await chunk_edits.follow(api.parts, before, first, dropped=False)
+    chunks = api.parts.store.list(api.tenant, place.document)[1]
+    assert {(chunk.document_name, chunk.available) for chunk in chunks} == {("2.txt", True)}
 
 
 async def test_only_changes_of_the_text_embed_again(api: Server, place: Place) -> None:
@@ -186,11 +200,9 @@ async def test_chunks_deleted_by_hand_during_a_run_are_not_counted_at_its_end(ap
     await api.call("DELETE", place.path, {"chunk_ids": [chunks[0].id]})
     assert (await place.counters())[0] == 0
     await api.call("POST", place.path, {"content": "Gold is soft."})
-    tokens = {"Water boils.": 4, "Iron melts.": 4, "Gold is soft.": 4}  # as the bundled tokenizer counts them
-    total = tokens["Water boils."] + tokens["Iron melts."]
-    assert await api.records.finish(task, "w", chunk_count=2, token_count=total, message="Task done")
-    counted = await place.counters()
-    assert counted[::2] == (2, 2)
+    made, left = tokens(*(chunk.content for chunk in chunks)), tokens(chunks[1].content, "Gold is soft.")
+    assert await api.records.finish(task, "w", chunk_count=2, token_count=made, message="Task done")
+    assert await place.counters() == (2, left, 2, left)
     await api.call("DELETE", place.path, {"chunk_ids": [chunk["id"] for chunk in await place.chunks()]})
     assert await place.counters() == (0, 0, 0, 0)
 
@@ -200,9 +212,15 @@ async def test_all_chunks_deleted_during_a_run_are_not_counted_at_its_end(api: S
     place = Place(api, dataset, await api.document(dataset))
     await place.start()
     task = await api.records.claim("w", 60)
-    api.parts.store.put(task.tenant_id, api.chunks_of(task), None, "")
+    chunks = api.chunks_of(task)
+    api.parts.store.put(task.tenant_id, chunks, None, "")
     await api.call("DELETE", place.path, {"delete_all": True})
-    assert await api.records.finish(task, "w", chunk_count=2, token_count=0, message="Task done")
+    made = tokens(*(chunk.content for chunk in chunks))
+    api.parts.store.put(task.tenant_id, late := [replace(chunks[0], id="f" * 16)], None, "")
+    made += tokens(*(chunk.content for chunk in late))
+    assert await api.records.finish(task, "w", chunk_count=3, token_count=made, message="Task done")
+    assert await place.counters() == (1, tokens(late[0].content)) * 2
+    await api.call("DELETE", place.path, {"delete_all": True})
     assert await place.counters() == (0, 0, 0, 0)
 
 
