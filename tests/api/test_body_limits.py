@@ -78,12 +78,18 @@ def test_a_value_is_shown_as_it_would_be_written_whole(value: Any) -> None:
 
 @pytest.mark.parametrize("separator", [b"&", b"=&"])
 async def test_a_form_of_too_many_fields_is_refused(api: Server, separator: bytes) -> None:
-    answer = await api.call("POST", "/retrieval", data=b"a" + separator * 1_500_000, headers=FORM)
+    answer = await api.call("POST", "/retrieval", data=b"a" + separator * 120_000, headers=FORM)
     assert answer.outcome == (101, 400, "the form must contain at most 1000 fields")
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+async def test_a_form_that_takes_long_to_decode_is_refused(api: Server, kind: str) -> None:
+    answer = await api.call("POST", "/retrieval", data=b"a=" + b"%41" * 100_000, headers={"Content-Type": kind})
+    assert answer.outcome == (101, 413, "the request body exceeds 262144 bytes")
+
+
 async def test_a_multipart_form_of_too_many_fields_is_refused(api: Server) -> None:
-    raw, content_type = multipart(*[("a", None, b"x")] * 20_000)
+    raw, content_type = multipart(*[("a", None, b"x")] * 3_000)
     answer = await api.call("POST", "/retrieval", data=raw, headers={"Content-Type": content_type})
     assert answer.outcome == (101, 400, "the form must contain at most 1000 fields")
 
