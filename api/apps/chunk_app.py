@@ -1,16 +1,15 @@
 """Chunks of a document: /datasets/{d}/documents/{doc}/chunks (contract, 6)."""
 
-import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from quart import Response, request
 
-from api import chunk_edits, chunk_wire, document_wire, respond
+from api import chunk_edits, chunk_input, chunk_wire, document_wire, respond
 from api.body import id_list, page_of, tolerant
 from api.context import parts, tenant_id
 from api.documents import find_document
@@ -19,7 +18,6 @@ from api.routes import Routes
 from api.schema import chunk as schema
 from db.services import dataset_service
 from db.services.document_service import DocumentRecord
-from rag.errors import InvalidArgument
 from rag.nlp.highlight import Highlighter
 from rag.nlp.query import question_terms
 from rag.ports import Embedder
@@ -30,27 +28,17 @@ api = Routes("chunk")
 CHUNKS = "/datasets/<dataset_id>/documents/<document_id>/chunks"
 CHUNK_ID = re.compile(r"[0-9a-f]{16}")
 KEYWORD_MATCHES = 1024
-LIST_ITEMS = 1_000
-ITEM_CHARACTERS = 1_000
-SWITCH = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}  # 1 and 0 are True and False
 
 
 @api.route("POST", CHUNKS, body=schema.ChunkAdd, data=schema.Added)
 async def add_chunk(dataset_id: str, document_id: str) -> Response:
     """Add a chunk by hand."""
     document = await find_document(dataset_id, document_id)
-    body = await tolerant()
-    content = _content(body)
-    fields = {name: _texts(body, key, "is required to be a list") for name, key in LISTS.items() if body.get(key) is not None}
-    extra: dict[str, Any] = {}
-    if body.get("tag_feas") is not None:
-        extra["tag_feas"] = _tag_features(body["tag_feas"])
-    if "image_base64" in body and body["image_base64"] is not None:
-        extra |= _image(document, chunk_edits.chunk_id(content, document.id), body["image_base64"])
+    fields = chunk_input.fields(document, await tolerant())
     embedder = await _embedder(document)
     chunk = Chunk(
-        chunk_edits.chunk_id(content, document.id), document.dataset_id, document.id, document.name, content, ChunkTerms(),
-        kind="image" if "image_id" in extra else "", created_at=time.time(), extra=extra, **fields,
+        dataset_id=document.dataset_id, document_id=document.id, document_name=document.name, terms=ChunkTerms(), created_at=time.time(),
+        **fields,
     )  # fmt: skip
     added = await chunk_edits.add(parts(), tenant_id(), chunk, embedder)
     if added is None:
@@ -68,7 +56,7 @@ async def list_chunks(dataset_id: str, document_id: str) -> Response:
     if one:
         await _find_chunk(document, one, f"Chunk not found: {dataset_id}/{one}")
         ids = [one]
-    available = SWITCH.get(request.args.get("available", "").lower())
+    available = chunk_input.SWITCH.get(request.args.get("available", "").lower())
     keywords = request.args.get("keywords", "").strip()
     offset = (page - 1) * page_size
     if keywords:
@@ -94,7 +82,7 @@ async def switch_chunks(dataset_id: str, document_id: str) -> Response:
     if value is None:
         raise ApiError(102, "`available_int` or `available` is required.")
     selector = _selector(document, [str(chunk_id) for chunk_id in ids])
-    switched = await parts().lanes.search.run(parts().store.set_available, tenant_id(), selector, _available(value))
+    switched = await parts().lanes.search.run(parts().store.set_available, tenant_id(), selector, chunk_input.available(value))
     if not switched:
         raise ApiError(102, "Index updating failure", 500)
     return respond.reply(True)
@@ -135,7 +123,7 @@ async def update_chunk(dataset_id: str, document_id: str, chunk_id: str) -> Resp
     document = await find_document(dataset_id, document_id)
     not_found = f"Can't find this chunk {chunk_id}"
     chunk = await _find_chunk(document, chunk_id, not_found)
-    changes = _changes(document, chunk.id, await tolerant())
+    changes = chunk_input.changes(document, chunk.id, await tolerant())
     if not changes:
         return respond.reply()
     if changes.keys() == {"available"}:
@@ -146,29 +134,6 @@ async def update_chunk(dataset_id: str, document_id: str, chunk_id: str) -> Resp
     if not changed:
         raise ApiError(102, not_found, 404)
     return respond.reply()
-
-
-def _changes(document: DocumentRecord, chunk_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Chunk` that an edit changes."""
-    changes: dict[str, Any] = {}
-    if body.get("content") is not None:
-        changes["content"] = _content(body)
-        if document.chunk_method == "qa" and not re.search(r"[\t\n]", changes["content"].strip()):
-            raise ApiError(102, "Q&A must be separated by TAB/ENTER key.")
-    changes |= {name: _texts(body, key, "should be a list") for name, key in LISTS.items() if body.get(key) is not None}
-    if body.get("positions") is not None:
-        changes["positions"] = _positions(body["positions"])
-    if body.get("available") is not None:
-        changes["available"] = _available(body["available"])
-    extra: dict[str, Any] = {}
-    if body.get("tag_feas") is not None:
-        extra["tag_feas"] = _tag_features(body["tag_feas"])
-    if body.get("image_base64") is not None:
-        extra |= _image(document, chunk_id, body["image_base64"])
-    return changes | {"extra": extra} if extra else changes
-
-
-LISTS = {"keywords": "important_keywords", "questions": "questions", "tags": "tag_kwd"}
 
 
 async def _find_chunk(document: DocumentRecord, chunk_id: str, otherwise: str) -> Chunk:
@@ -214,72 +179,3 @@ async def _matches(
 def _selector(document: DocumentRecord, chunk_ids: Sequence[str]) -> ChunkSelector:
     wanted = tuple(chunk_id for chunk_id in chunk_ids if CHUNK_ID.fullmatch(chunk_id))
     return ChunkSelector(document_ids=(document.id,), chunk_ids=wanted)
-
-
-def _content(body: Mapping[str, Any]) -> str:
-    content = body.get("content")
-    if content is None or (isinstance(content, str) and not content.strip()):
-        raise ApiError(102, "`content` is required")
-    if not isinstance(content, str):
-        raise ApiError(101, "`content` should be a string")
-    return content
-
-
-def _texts(body: Mapping[str, Any], key: str, not_a_list: str) -> tuple[str, ...]:
-    values = body[key]
-    adding = not_a_list.startswith("is")
-    if not isinstance(values, list):
-        raise ApiError(102, f"`{key}` {not_a_list}")
-    _check_size(key, values)
-    if not all(isinstance(value, str) for value in values):
-        # an edit answers 101 for keywords and questions, everything else 102
-        raise ApiError(102 if adding or key == "tag_kwd" else 101, f"`{key}` must be a list of strings")
-    _check_lengths(key, values)
-    return tuple(stripped for value in values if (stripped := value.strip())) if key == "questions" else tuple(values)
-
-
-def _check_size(key: str, values: Sized) -> None:
-    if len(values) > LIST_ITEMS:
-        raise ApiError(101, f"`{key}` must contain at most {LIST_ITEMS} items")
-
-
-def _check_lengths(key: str, values: Iterable[str]) -> None:
-    if any(len(value) > ITEM_CHARACTERS for value in values):
-        raise ApiError(101, f"an item of `{key}` must have at most {ITEM_CHARACTERS} characters")
-
-
-def _positions(value: Any) -> tuple[tuple[int, int, int, int, int], ...]:
-    if not isinstance(value, list):
-        raise ApiError(102, "`positions` should be a list")
-    _check_size("positions", value)
-    rows = [tuple(row) if isinstance(row, list) else () for row in value]
-    if not all(len(row) == 5 and all(isinstance(number, int) and not isinstance(number, bool) for number in row) for row in rows):
-        raise ApiError(101, "`positions` should be a list of lists of 5 integers")
-    return tuple(rows)  # type: ignore[arg-type]
-
-
-def _available(value: Any) -> bool:
-    switch = SWITCH.get(value) if isinstance(value, (bool, int, str)) else None
-    if switch is None:
-        raise ApiError(101, "`available` should be true, false, 1 or 0")
-    return switch
-
-
-def _tag_features(value: Any) -> dict[str, float]:
-    if not isinstance(value, dict):
-        raise ApiError(102, "`tag_feas` must be an object that maps tags to numbers")
-    _check_lengths("tag_feas", value)
-    for score in value.values():
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-            raise ApiError(102, "`tag_feas` must map tags to finite numbers")
-    return value
-
-
-def _image(document: DocumentRecord, chunk_id: str, encoded: Any) -> dict[str, str]:
-    if not isinstance(encoded, str) or not encoded.strip():
-        raise ApiError(102, "`image_base64` must be a non-empty string")
-    try:
-        image = chunk_edits.image_of(document.dataset_id, chunk_id, encoded.strip())
-    except InvalidArgument as error:
-        raise ApiError(102, "Invalid `image_base64`") from error
-    return {"image_id": image.id, "image": image.text}
