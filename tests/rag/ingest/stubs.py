@@ -82,6 +82,7 @@ class StubEmbedder:
         self.free_calls = 0
         self.asked = asyncio.Event()
         self.batches = []
+        self.at_once = self.most_at_once = 0
         self.errors = []
 
     async def embed_query(self, text):
@@ -89,8 +90,13 @@ class StubEmbedder:
 
     async def embed_documents(self, texts):
         self.asked.set()
-        if len(self.batches) >= self.free_calls:
-            await self.may_go_on.wait()
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            if len(self.batches) >= self.free_calls:
+                await self.may_go_on.wait()
+        finally:
+            self.at_once -= 1
         if self.errors:
             raise self.errors.pop()
         self.batches.append(list(texts))

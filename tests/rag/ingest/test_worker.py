@@ -211,6 +211,7 @@ async def test_a_small_document_ends_while_a_large_one_is_embedded_in_every_tena
     assert sorted(ended[:2]) == ["foreign", "small"]
     assert all(event[0] == "done" for event in parts.records.events)
     assert len(parts.chunks("foreign", OTHER_TENANT)) == 1
+    assert parts.embedder.most_at_once == 1
 
 
 async def test_a_document_that_waits_for_the_embedder_holds_no_parser(parts):
@@ -252,8 +253,8 @@ async def test_a_file_that_crashes_its_parser_is_tried_once_more_with_care(parts
     assert "\n\n".join(chunk.content for chunk in parts.chunks("a")) == LONG
 
 
-@pytest.mark.parametrize("parts", ["hostile_jobs:abort_among_chunks"], indirect=True)
-async def test_a_parser_that_crashes_again_or_late_fails_its_document(parts):
+@pytest.mark.parametrize("parts", ["hostile_jobs:abort_late_unless_careful"], indirect=True)
+async def test_a_parser_that_crashes_when_it_has_handed_chunks_over_fails_its_document(parts):
     event = (await run(parts, [parts.task("a", LONG)]))[0]
     assert event[0] == "failed"
     assert "crashed" in event[3]
