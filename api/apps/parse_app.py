@@ -97,10 +97,10 @@ async def _start(documents: Sequence[DocumentRecord]) -> None:
     """Documents are RUNNING in the first step, their old chunks go in between, workers may begin after the second."""
     if not documents:
         return
-    ids = [document.id for document in documents]
-    started = await parts().session.write(task_service.start, ids)
-    if any(document.version or document.chunk_count for document in documents):
-        await chunk_edits.drop(parts(), tenant_id(), ids)
+    started = await parts().session.write(task_service.start, [document.id for document in documents])
+    again = [run.document_id for run in started if not run.first]
+    if again:
+        await chunk_edits.drop(parts(), tenant_id(), again)
     await parts().session.write(task_service.release, started)
     worker = parts().worker
     if worker is not None:

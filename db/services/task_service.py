@@ -52,10 +52,11 @@ class Purge:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A parse run that is on hold until the document's old chunks are gone."""
+    """A parse run that is on hold until the document's old chunks are gone. `first`: it has none."""
 
     document_id: str
     version: int
+    first: bool
 
 
 # ---------------------------------------------------------------------------------------------------- for workers
@@ -150,6 +151,7 @@ def start(document_ids: Sequence[str]) -> list[Started]:
     """
     started = []
     for document in _documents(document_ids):
+        first = document.version == 0 and document.chunk_count == 0
         _set_counts(document, 0, 0)
         version = document.version + 1
         Document.update(
@@ -157,7 +159,7 @@ def start(document_ids: Sequence[str]) -> list[Started]:
             version=version, update_time=now_ms(),
         ).where(Document.id == document.id).execute()  # fmt: skip
         _put_parse(document, version, now_ms() + HOLD_MS)
-        started.append(Started(document.id, version))
+        started.append(Started(document.id, version, first))
     return started
 
 

@@ -207,6 +207,15 @@ def test_a_started_task_is_on_hold_until_released(session: Session) -> None:
     assert claim(session).document_id == document_id
 
 
+def test_a_first_run_has_no_chunks_to_wait_for_unless_some_were_added_by_hand(session: Session) -> None:
+    document_id = make_document(session, make_dataset(session))
+    assert [run.first for run in session.write_now(task_service.start, [document_id])] == [True]
+    assert [run.first for run in session.write_now(task_service.start, [document_id])] == [False]
+    other = make_document(session, make_dataset(session))
+    session.write_now(task_service.add_counts, other, 1, 10)
+    assert [run.first for run in session.write_now(task_service.start, [other])] == [False]
+
+
 def test_a_run_claimed_before_its_release_begins_anew(session: Session) -> None:
     """The hold ran out while old chunks were being deleted: some of the new ones may be gone with them."""
     document_id = make_document(session, make_dataset(session))
