@@ -61,7 +61,7 @@ async def retrieve() -> Response:
     except NotFound as error:
         raise ApiError(102, NO_CHUNK, 404) from error
     parts().metrics.degraded(found.degraded)
-    if found == NOTHING_SEARCHED:
+    if found is NOTHING_SEARCHED:
         return respond.reply({"total": 0, "chunks": [], "doc_aggs": {}})
     metas = await retrieving.metadata_of(parts(), tenant_id(), found.chunks) if metadata.include else None
     return respond.reply(_wire(found, metas, metadata, explain=request.explain))

@@ -128,7 +128,7 @@ class CompletionBody(Tolerant):
     store_history_messages: bool = True
     legacy: bool = Field(False, description="cumulative answers")
     quote: bool = True
-    doc_ids: str = Field("", description="answer from these documents only; ids separated by commas")
+    doc_ids: str | list[str] = Field("", description="answer from these documents only; ids separated by commas, or a list of them")
 
 
 class Reference(BaseModel):
