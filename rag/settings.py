@@ -75,7 +75,7 @@ class Settings(BaseModel):
     queue_limit: Positive = Field(1024, description="calls that may wait for a thread of a pool; more are refused with 503")
 
     ingest_workers: int = Field(
-        16, ge=0, description="documents this server works on at once, a quarter of them of one tenant; 0 leaves it to `millrace worker`"
+        32, ge=0, description="documents this server works on at once, a quarter of them of one tenant; 0 leaves it to `millrace worker`"
     )
     parser_processes: Positive = Field(2, description="processes that parse documents")
     parser_memory_bytes: Positive = Field(2 << 30, description="address space of a parser process", json_schema_extra=BYTES)

@@ -30,7 +30,7 @@ from rag.types import Chunk, ChunkSelector, ChunkTerms, IngestTask
 T = TypeVar("T")
 
 # Of a turn at the embedder: enough for good batches by length, few enough for progress to be seen and for others not to wait long.
-EMBED_TOKENS = 32 * 1024
+EMBED_TOKENS = 16 * 1024
 EMBED_CHUNKS = 256
 EMBEDDED_BATCHES_AHEAD = 2
 PARSE_DEADLINE_SECONDS = 600.0

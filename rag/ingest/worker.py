@@ -25,7 +25,7 @@ from rag.types import IngestTask
 
 # Documents under way cost little: they wait for a parser process or for their turn at the embedder, their chunks spooled. Many of
 # them let small ones pass large ones; a share each keeps one tenant's large ones from taking all the places.
-DOCUMENTS_AT_ONCE = 16
+DOCUMENTS_AT_ONCE = 32
 TENANT_SHARE = 4  # a tenant has at most a quarter of the places
 LEASE_SECONDS = 15.0
 POLL_SECONDS = 0.5
