@@ -50,6 +50,7 @@ class Search:
     """How to search. The question, the documents and the limits of the settings are put into `request`.
 
     `rerank_id` "" is none. `model` helps with the question, and chooses conditions where the stored filter leaves them to it.
+    Without `count_by_name` the counts by document carry no names, and a query is saved.
     """
 
     request: RetrievalRequest
@@ -58,6 +59,7 @@ class Search:
     documents: DocumentFilter = field(default_factory=DocumentFilter)
     help: Help = field(default_factory=Help)
     model: ChatModel | None = None
+    count_by_name: bool = True
 
 
 async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
@@ -81,6 +83,8 @@ async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
     )
 
     async def names(ids: Sequence[str]) -> Mapping[str, str]:
+        if not search.count_by_name:
+            return {}
         return await parts.session.read(document_service.names, request.tenant_id, ids)
 
     found = await async_retrieval(
