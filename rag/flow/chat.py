@@ -29,7 +29,7 @@ class ChatTask:
     `retrieve` finds the chunks for a question; None for a chat without datasets. `model` None: the extractive answerer.
     `count_tokens` counts as the model does, or nearly. `empty_response` answers in the model's place when nothing is found;
     "" lets the model answer. `deadline_seconds` bounds the whole answer. `alongside` is work of the caller's that must be done
-    before the first event; it runs while the chunks are found and the model reads, and its error is the answer's.
+    before the first event; it runs while the model reads, so that the search has the machine, and its error is the answer's.
     """
 
     messages: Sequence[ChatMessage]
@@ -100,16 +100,27 @@ async def async_chat(task: ChatTask) -> AsyncIterator[ChatEvent]:
     Closing it, or cancelling whoever awaits it, closes the model's stream at once. Raises `ProviderError` when the model fails,
     `TooLarge` when the question does not fit into its window, `DeadlineExceeded`, and what the retrieval raises.
     """
-    async with _beside(task.alongside) as alongside, aclosing(_answer(task)) as events:
-        async for event in events:
-            await alongside
-            yield event
+    searched = asyncio.Event()
+    async with _beside(task.alongside, searched) as alongside, aclosing(_answer(task, searched)) as events:
+        try:
+            async for event in events:
+                await alongside
+                yield event
+        except Exception:
+            await alongside  # what it makes is there, whatever became of the answer
+            raise
 
 
 @asynccontextmanager
-async def _beside(work: Callable[[], Awaitable[Any]] | None) -> AsyncIterator[Awaitable[Any]]:
-    """The work, begun; cancelled when the block is left before it is done."""
-    running = asyncio.ensure_future(_nothing() if work is None else work())
+async def _beside(work: Callable[[], Awaitable[Any]] | None, begin: asyncio.Event) -> AsyncIterator[Awaitable[Any]]:
+    """The work, which starts at `begin`; cancelled when the block is left before it is done."""
+
+    async def wait_and_work() -> None:
+        await begin.wait()
+        if work is not None:
+            await work()
+
+    running = asyncio.ensure_future(wait_and_work())
     try:
         yield running
     finally:
@@ -117,14 +128,13 @@ async def _beside(work: Callable[[], Awaitable[Any]] | None) -> AsyncIterator[Aw
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def _nothing() -> None:
-    pass
-
-
-async def _answer(task: ChatTask) -> AsyncIterator[ChatEvent]:
+async def _answer(task: ChatTask, searched: asyncio.Event) -> AsyncIterator[ChatEvent]:
     started = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + task.deadline_seconds
-    found = await _before(deadline, task, _find(task))
+    try:
+        found = await _before(deadline, task, _find(task))
+    finally:
+        searched.set()
     retrieval: Retrieval | None = found.values.get("retrieve")
     end = partial(_end, found, retrieval, started)
     if retrieval is not None and not retrieval.chunks and task.empty_response:

@@ -291,6 +291,21 @@ async def test_the_callers_own_work_is_done_before_the_first_event_and_runs_besi
     assert text_of(await run(task(model, alongside=work))) == "Yes"
 
 
+async def test_the_callers_own_work_waits_for_the_search_and_is_done_even_when_that_fails() -> None:
+    steps: list[str] = []
+
+    async def fail(_: str) -> Retrieval:
+        steps.append("search")
+        raise Unavailable("the store cannot answer")
+
+    async def work() -> None:
+        steps.append("work")
+
+    with pytest.raises(Unavailable, match="store"):
+        await run(task(ScriptedModel("never said"), retrieve=fail, alongside=work))
+    assert steps == ["search", "work"]
+
+
 async def test_the_callers_own_work_failing_is_the_answers_error() -> None:
     async def work() -> None:
         raise Unavailable("no session can be opened")
