@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
 
 from rag.errors import ProviderBadReply, SettingsError
 from rag.llm.bert_graph import cached_graph
 from rag.llm.model_directory import ModelDirectory
+from rag.llm.onnx import open_session, open_tokenizer, readable
 from rag.llm.vectors import unit_rows
 
-_KNOWN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 _POOLED_OUTPUT = "sentence_embedding"
 _TOKEN_OUTPUTS = ("token_embeddings", "last_hidden_state")
 # A text longer than the model reads is read window by window; what is behind the last window is not read. 8 windows of 256 tokens
@@ -28,19 +26,18 @@ class Encoder:
     def __init__(self, directory: ModelDirectory, cache_dir: Path) -> None:
         """Load the model, building its graph into `cache_dir` when the directory has none. Raises `SettingsError`."""
         self._directory = directory
-        self._tokenizer = _open_tokenizer(directory)
-        self._session = _open_session(directory, cache_dir)
+        graph = directory.weights_path
+        if graph.suffix == ".safetensors":
+            graph = cached_graph(graph, directory.config, cache_dir)
+        self._tokenizer = open_tokenizer(directory.tokenizer_path, directory.max_tokens)
+        self._session = open_session(graph)
         self._inputs = {value.name for value in self._session.get_inputs()}
-        if "input_ids" not in self._inputs or not self._inputs <= _KNOWN_INPUTS:
-            raise SettingsError(f"{directory.path}: the model's inputs {', '.join(sorted(self._inputs))} are not understood")
         self._output = _choose_output(directory, [value.name for value in self._session.get_outputs()])
 
     def tokenize(self, texts: Sequence[str]) -> list[list[list[int]]]:
         """Each text's windows: token ids with the special tokens, cut at the model's length; at most `MAX_WINDOWS` a text."""
         limit = MAX_WINDOWS * self._directory.max_tokens * _CHARACTERS_PER_TOKEN
-        # A lone surrogate cannot be encoded as UTF-8, which is how the tokenizer takes text.
-        readable = [text[:limit].encode("utf-8", "replace").decode() for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(readable)
+        encodings = self._tokenizer.encode_batch_fast([readable(text[:limit]) for text in texts])
         return [[encoding.ids, *(more.ids for more in encoding.overflowing[: MAX_WINDOWS - 1])] for encoding in encodings]
 
     def embed(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
@@ -90,32 +87,6 @@ def pool(hidden: np.ndarray, mask: np.ndarray, mode: str) -> np.ndarray:
         case "mean":
             return (hidden * weights).sum(axis=1) / weights.sum(axis=1)
     raise ValueError(f"unknown pooling {mode}")
-
-
-def _open_tokenizer(directory: ModelDirectory) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(directory.tokenizer_path))
-    except Exception as error:  # the library raises plain Exception
-        raise SettingsError(f"{directory.tokenizer_path}: cannot be read as a tokenizer") from error
-    # The file may carry padding and a truncation of its own (all-MiniLM-L6-v2: both to 128), which would cost time and text.
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(directory.max_tokens)
-    return tokenizer
-
-
-def _open_session(directory: ModelDirectory, cache_dir: Path) -> onnxruntime.InferenceSession:
-    graph = directory.weights_path
-    if graph.suffix == ".safetensors":
-        graph = cached_graph(graph, directory.config, cache_dir)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the library's error classes share no base
-        raise SettingsError(f"{graph}: onnxruntime cannot load the model") from error
 
 
 def _choose_output(directory: ModelDirectory, names: Sequence[str]) -> str:

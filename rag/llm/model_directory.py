@@ -81,7 +81,7 @@ def read_model_directory(
     tokenizer_path = path / "tokenizer.json"
     if not tokenizer_path.is_file():
         raise SettingsError(f"{path}: no tokenizer.json; a model directory needs one")
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     if not isinstance(config.get("hidden_size"), int):
         raise SettingsError(f"{path}: config.json names no hidden_size")
     weights_path = _find_weights(path)
@@ -116,7 +116,7 @@ def _find_weights(path: Path) -> Path:
 
 
 def _read_modules(path: Path) -> list[dict[str, Any]]:
-    modules = _read_json(path / "modules.json", default=[])
+    modules = read_json(path / "modules.json", default=[])
     for module in modules:
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
         if kind not in _MODULES:
@@ -126,7 +126,7 @@ def _read_modules(path: Path) -> list[dict[str, Any]]:
 
 def _read_pooling(path: Path, modules: list[dict[str, Any]]) -> list[str]:
     places = [path / module.get("path", "") for module in modules if str(module.get("type", "")).endswith(".Pooling")]
-    config = _read_json((places or [path / "1_Pooling"])[0] / "config.json")
+    config = read_json((places or [path / "1_Pooling"])[0] / "config.json")
     if config.get("include_prompt") is False:
         raise SettingsError(f"{path}: pooling that leaves the prompt out (include_prompt false) is not understood")
     if "pooling_mode" in config:
@@ -146,21 +146,21 @@ def _read_max_tokens(path: Path, config: dict[str, Any]) -> int:
     positions = config.get("max_position_embeddings", _DEFAULT_MAX_TOKENS) - _POSITIONS_OFFSET.get(config.get("model_type", ""), 0)
     limits = [
         positions,
-        _read_json(path / "sentence_bert_config.json").get("max_seq_length"),
-        _read_json(path / "tokenizer_config.json").get("model_max_length"),
+        read_json(path / "sentence_bert_config.json").get("max_seq_length"),
+        read_json(path / "tokenizer_config.json").get("model_max_length"),
     ]
     return int(min(limit for limit in limits if limit))
 
 
 def _read_prompts(path: Path) -> tuple[str, str]:
-    config = _read_json(path / "config_sentence_transformers.json")
+    config = read_json(path / "config_sentence_transformers.json")
     prompts = config.get("prompts") or {}
     otherwise = prompts.get(config.get("default_prompt_name") or "", "")
     document = prompts.get("document", prompts.get("passage", otherwise))
     return prompts.get("query", otherwise), document
 
 
-def _read_json(path: Path, default: Any = None) -> Any:
+def read_json(path: Path, default: Any = None) -> Any:
     """The file's object, or `default` ({} unless given) when there is no such file."""
     empty = {} if default is None else default
     try:

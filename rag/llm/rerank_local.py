@@ -3,25 +3,23 @@
 Layout: https://sbert.net/docs/cross_encoder/usage/usage.html, exported to ONNX by Optimum.
 """
 
-import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import structlog
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
 from rag.deadline import seconds_left
 from rag.errors import DeadlineExceeded, InvalidArgument, ProviderError, SettingsError
 from rag.llm.local import BATCH_TOKENS, length_sorted_batches
+from rag.llm.model_directory import read_json
+from rag.llm.onnx import open_session, open_tokenizer, readable
 from rag.llm.rerank_wire import scaled
 
 _ONNX_FILES = ("onnx/model.onnx", "model.onnx")
-_KNOWN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 _OUTPUT = "logits"
 _POSITIONS_OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}
 _DEFAULT_MAX_TOKENS = 512
@@ -44,7 +42,7 @@ class CrossEncoderDirectory:
 
 def read_cross_encoder(path: Path) -> CrossEncoderDirectory:
     """Read the directory. Raises `SettingsError` naming what is missing or not understood."""
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     labels = config.get("num_labels") or len(config.get("id2label") or (None,))
     if labels != 1:
         raise SettingsError(f"{path}: a model with {labels} labels is a classifier; a reranker has one")
@@ -54,7 +52,7 @@ def read_cross_encoder(path: Path) -> CrossEncoderDirectory:
     if weights_path is None:
         raise SettingsError(f"{path}: none of {', '.join(_ONNX_FILES)} is there; export the model to ONNX")
     positions = config.get("max_position_embeddings", _DEFAULT_MAX_TOKENS) - _POSITIONS_OFFSET.get(config.get("model_type", ""), 0)
-    limit = _read_json(path / "tokenizer_config.json").get("model_max_length") or positions
+    limit = read_json(path / "tokenizer_config.json").get("model_max_length") or positions
     return CrossEncoderDirectory(path, weights_path, int(min(limit, positions)), config.get("pad_token_id") or 0)
 
 
@@ -109,19 +107,17 @@ class _CrossEncoder:
         self._name = name
         self._max_tokens = max_tokens
         self._pad_id = directory.pad_id
-        self._tokenizer = _open_tokenizer(directory.path / "tokenizer.json", max_tokens)
-        self._session = _open_session(directory.weights_path)
+        self._tokenizer = open_tokenizer(directory.path / "tokenizer.json", max_tokens)
+        self._session = open_session(directory.weights_path)
         self._inputs = {value.name for value in self._session.get_inputs()}
-        if "input_ids" not in self._inputs or not self._inputs <= _KNOWN_INPUTS:
-            raise SettingsError(f"{directory.path}: the model's inputs {', '.join(sorted(self._inputs))} are not understood")
         if _OUTPUT not in (value.name for value in self._session.get_outputs()):
             raise SettingsError(f"{directory.path}: the model has no output {_OUTPUT}")
 
     def tokenize(self, query: str, texts: Sequence[str]) -> list[Encoding]:
         """Query and text as one sequence each; the text is cut to what the query leaves, the query to half of the limit."""
         characters = self._max_tokens * _CHARACTERS_PER_TOKEN
-        query = self._cut_query(_readable(query[:characters]))
-        return self._tokenizer.encode_batch([(query, _readable(text[:characters])) for text in texts])
+        query = self._cut_query(readable(query[:characters]))
+        return self._tokenizer.encode_batch([(query, readable(text[:characters])) for text in texts])
 
     def logits(self, pairs: Sequence[Encoding]) -> np.ndarray:
         """float `[len(pairs)]`; the batch is padded to its longest."""
@@ -144,44 +140,3 @@ class _CrossEncoder:
         encoding = self._tokenizer.encode(query, add_special_tokens=False)
         most = max(1, (self._max_tokens - _SPECIAL_TOKENS) // 2)
         return query[: encoding.offsets[most - 1][1]] if len(encoding.ids) > most else query
-
-
-def _readable(text: str) -> str:
-    """The text without lone surrogates: the tokenizer takes UTF-8."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _open_tokenizer(path: Path, max_tokens: int) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise SettingsError(f"{path}: cannot be read as a tokenizer") from error
-    # The file may carry padding and a truncation of its own.
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens, strategy="longest_first")
-    return tokenizer
-
-
-def _open_session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the library's error classes share no base
-        raise SettingsError(f"{path}: onnxruntime cannot load the model") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The file's object, {} when there is no such file."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: cannot be read as JSON") from error
-    if not isinstance(content, dict):
-        raise SettingsError(f"{path}: holds something else than a JSON object")
-    return content
