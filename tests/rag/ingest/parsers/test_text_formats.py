@@ -1,5 +1,7 @@
 """Text, Markdown, HTML, CSV, JSON, XML, e-mail: text with exact offsets and structure."""
 
+from email.message import EmailMessage
+
 import pytest
 
 from rag.errors import ParseFailed
@@ -96,6 +98,62 @@ def test_an_e_mail_has_headers_body_and_the_names_of_what_is_attached(tmp_path, 
     assert FACT in parsed.text
     assert "evil" not in parsed.text
     assert parsed.text.endswith("Attachments: plan.pdf")
+
+
+def mail(subject, body):
+    message = EmailMessage()
+    message["From"], message["Subject"] = "ada@example.org", subject
+    message.set_content(body)
+    return message
+
+
+def test_attached_texts_and_forwarded_messages_are_read_under_their_names(tmp_path):
+    inner = mail("Harvest", "The forwarded barley.")
+    inner.add_attachment("the deepest oats", filename="oats.txt")
+    message = mail("Mills", "The body.")
+    message.add_alternative("<p>The body as a page.</p>", subtype="html")
+    message.add_attachment("rye in a note", filename="notes.txt")
+    message.add_attachment("<p>wheat in a page</p>", subtype="html", filename="page.html")
+    message.add_attachment(b"\0\1\2\3" * 50, maintype="text", subtype="plain", filename="no text.txt")
+    message.add_attachment(b"...", maintype="application", subtype="pdf")
+    message.add_attachment(inner)
+    parsed = eml.parse(written(tmp_path, message.as_bytes()), silent)
+    blocks = [(block.level, parsed.text[block.start : block.end]) for block in parsed.blocks]
+    assert blocks == [
+        (0, "From: ada@example.org\nSubject: Mills"), (0, "The body."), (0, "Attachments: no text.txt, application/pdf"),
+        (1, "notes.txt"), (0, "rye in a note"), (1, "page.html"), (0, "wheat in a page"),
+        (1, "Forwarded message: Harvest"), (0, "From: ada@example.org\nSubject: Harvest"), (0, "The forwarded barley."),
+        (2, "oats.txt"), (0, "the deepest oats"),
+    ]  # fmt: skip
+
+
+def test_messages_forwarded_too_often_are_named_only(tmp_path):
+    message = mail("0", "body 0")
+    for number in range(1, eml.MAX_DEPTH + 2):
+        outer = mail(str(number), f"body {number}")
+        outer.add_attachment(message)
+        message = outer
+    text = eml.parse(written(tmp_path, message.as_bytes()), silent).text
+    assert "body 1" in text
+    assert "body 0" not in text
+    assert text.endswith("Attachments: Forwarded message: 0")
+
+
+def test_an_e_mail_of_too_many_parts_is_read_up_to_the_bound_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(eml, "MAX_PARTS", 2)
+    message = mail("Mills", "The body.")
+    for number in range(4):
+        message.add_attachment(f"text {number}", filename=f"{number}.txt")
+    parsed = eml.parse(written(tmp_path, message.as_bytes()), silent)
+    assert "text 1" in parsed.text
+    assert "text 2" not in parsed.text
+    assert parsed.warnings == ("the e-mail has more than 2 parts: the others were left out",)
+
+
+def test_an_e_mail_nested_without_end_is_a_failure(tmp_path):
+    nested = "".join(f"Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n" for n in range(1500))
+    with pytest.raises(ParseFailed, match="nested too deep"):
+        eml.parse(written(tmp_path, nested), silent)
 
 
 def test_what_has_no_headers_is_no_e_mail(tmp_path):
