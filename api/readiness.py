@@ -51,6 +51,7 @@ class Readiness:
             "blobs": self._blobs,
             "store": self._store,
             "embedder": self._embedder,
+            "chat": self._chat,
             "worker": self._worker,
         }
         states = await asyncio.gather(*(_state(check) for check in checks.values()))
@@ -73,12 +74,19 @@ class Readiness:
     async def _store(self) -> None:
         health = await self._parts.lanes.search.run(self._parts.store.health)
         if health["status"] == "red":
-            raise Unavailable("the search store does not answer")
+            raise Unavailable(health.get("error") or "the search store does not answer")
 
     async def _embedder(self) -> None:
         warmup = self._parts.warmup
         if warmup is not None and warmup.reason:
             raise Unavailable(warmup.reason)
+
+    async def _chat(self) -> None:
+        """No call is made. An endpoint whose rest is over counts as ready: only a chat can find out that it is."""
+        models = self._parts.models
+        breaker = models.breaker_of(models.default_chat, "chat")
+        if breaker is not None and breaker.state == "open":
+            raise Unavailable(f"the default chat model is not asked now: {breaker.name} failed too often and is left alone for a while")
 
     async def _worker(self) -> None:
         worker = self._parts.worker

@@ -119,6 +119,7 @@ class Registry:
         self._query_cache_size = query_cache_size
         self._rerank_seconds = rerank_seconds
         self._breakers: dict[tuple[str, str], Breaker] = {}
+        self._breaker_of: dict[tuple[Kind, str], Breaker] = {}
         self._specs = _with_built_in(specs)
         _check_specs(self._specs)
         self._by_name = {(spec.kind, name): spec for spec in self._specs for name in (spec.identifier, spec.id)}
@@ -174,6 +175,10 @@ class Registry:
     def breakers(self) -> Sequence[Breaker]:
         """One for each provider and address that models of this server are asked at."""
         return tuple(self._breakers.values())
+
+    def breaker_of(self, name: str, kind: Kind) -> Breaker | None:
+        """The breaker before the model that `name` means; None for a model that runs in this server. Raises as `resolve`."""
+        return self._breaker_of.get((kind, self.resolve(name, kind).identifier))
 
     async def warm(self) -> None:
         """Load the default embedding model, so that the first call is fast. Raises `SettingsError`, `ProviderError`."""
@@ -241,6 +246,7 @@ class Registry:
 
     def _guard(self, spec: ModelSpec, endpoint: Endpoint, *, repeats_failures: bool = False) -> Guard:
         breaker = self._breakers.setdefault((spec.provider, endpoint.url), Breaker(f"provider {spec.provider}"))
+        self._breaker_of[spec.kind, spec.identifier] = breaker
         return Guard(spec.identifier, spec.concurrency, spec.timeout_seconds, breaker=breaker, repeats_failures=repeats_failures)
 
 

@@ -16,6 +16,7 @@ import structlog
 from rag.errors import InvalidArgument, Unavailable
 from rag.store.leader import Analyse
 from rag.store.record import reason
+from rag.store.record_check import RecordCheck
 from rag.store.tenant import Tenant
 from rag.types import ID_PATTERN, Candidates, Chunk, ChunkSelector, SearchRequest
 
@@ -39,6 +40,7 @@ class EmbeddedStore:
         self, folder: Path, *, analyser_version: str = "", analyse: Analyse | None = None, max_open: int = 64, wait_seconds: float = 120.0
     ) -> None:  # fmt: skip
         self._folder = folder
+        self._record_check = RecordCheck(folder)
         self._analyser_version, self._analyse = analyser_version, analyse
         self._max_open, self._wait_seconds = max_open, wait_seconds
         self._open: OrderedDict[str, Tenant] = OrderedDict()
@@ -145,7 +147,7 @@ class EmbeddedStore:
             shutil.rmtree(grave, ignore_errors=True)
 
     def health(self) -> dict[str, str]:
-        """As `rag.ports.ChunkStore.health`: yellow while derived data is being rebuilt, red when nothing can be written."""
+        """As `rag.ports.ChunkStore.health`: yellow while derived data is rebuilt, red when nothing can be written or a record not read."""
         report = {"type": "embedded", "status": "green"}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -154,6 +156,12 @@ class EmbeddedStore:
             probe.unlink()
         except OSError as exc:
             return report | {"status": "red", "error": f"the data directory cannot be written: {reason(exc)}"}
+        try:
+            unusable = self._record_check.failure()
+        except OSError as exc:
+            unusable = f"the chunk records cannot be looked at: {reason(exc)}"
+        if unusable:
+            return report | {"status": "red", "error": unusable}
         with self._state:
             leaders = [tenant.leader for tenant in self._open.values()]
         failures = [leader.failure for leader in leaders if leader.failure is not None]

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +12,20 @@ import pytest
 from api.app import create_app
 from api.apps import system_app
 from api.readiness import FRESH_SECONDS
-from rag.errors import DatabaseUnavailable, Unavailable
+from rag.errors import DatabaseUnavailable, ProviderUnreachable, Unavailable
+from rag.llm.registry import ModelSpec, Registry
+from rag.llm.transport import Transport
 from rag.store.memory import MemoryStore
 
 
 class RedStore(MemoryStore):
     def health(self) -> dict[str, str]:
         return {"type": "memory", "status": "red"}
+
+
+class UnusableRecordStore(MemoryStore):
+    def health(self) -> dict[str, str]:
+        return {"type": "memory", "status": "red", "error": "the record cannot be used"}
 
 
 class FullBlobs:
@@ -102,13 +110,14 @@ async def test_tokens_are_made_listed_and_deleted_by_their_tenant_alone(api) -> 
 async def test_ready_when_every_part_works(api) -> None:
     answer = await get(api, "/readyz")
     assert (answer.status, answer.body["status"]) == (200, "ok")
-    assert set(answer.body["parts"]) == {"server", "database", "blobs", "store", "embedder", "worker"}
+    assert set(answer.body["parts"]) == {"server", "database", "blobs", "store", "embedder", "chat", "worker"}
 
 
 @pytest.mark.parametrize(
     ("part", "broken", "reason"),
     [
         ("store", {"store": RedStore()}, "the search store does not answer"),
+        ("store", {"store": UnusableRecordStore()}, "the record cannot be used"),
         ("database", {"session": FullDatabase()}, "the database cannot answer: OperationalError"),
         ("blobs", {"blobs": FullBlobs()}, "the file cannot be stored: no space left on device"),
         ("embedder", {"warmup": Cold()}, "the embedding model is being loaded"),
@@ -123,6 +132,27 @@ async def test_not_ready_says_which_part_and_why(api, part: str, broken: dict[st
     assert response.headers["Retry-After"] == "1"
     assert {name for name, state in body["parts"].items() if not state["ok"]} == {part}
     assert body["parts"][part]["reason"] == reason
+
+
+async def test_not_ready_while_the_default_chat_model_is_left_alone_and_ready_again_without_a_call(api, tmp_path: Path) -> None:
+    models = Registry(
+        [ModelSpec("talker", "Far", "chat", base_url="http://localhost:9/v1")], {}, Transport(None),
+        query_lane=api.parts.lanes.model, document_lane=api.parts.lanes.ingest_model, cache_dir=tmp_path / "cache",
+    )  # fmt: skip
+    client = create_app(dataclasses.replace(api.parts, models=models)).test_client()
+    (breaker,) = models.breakers
+    for _ in range(5):
+        with pytest.raises(ProviderUnreachable), breaker.watch():
+            raise ProviderUnreachable("no connection")
+    assert breaker.state == "open"
+    body = await (await client.get("/readyz")).get_json()
+    assert {name for name, state in body["parts"].items() if not state["ok"]} == {"chat"}
+    assert body["parts"]["chat"]["reason"].startswith("the default chat model is not asked now: provider Far failed too often")
+    asked = time.monotonic()
+    while (await client.get("/readyz")).status_code == 503:
+        await asyncio.sleep(0.01)
+        assert time.monotonic() < asked + 10
+    assert breaker.state == "half_open"
 
 
 async def test_a_draining_server_is_alive_and_not_ready(api) -> None:

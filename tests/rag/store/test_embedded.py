@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from rag.errors import InvalidArgument, Unavailable
 from rag.store import leader as leader_module
+from rag.store import record_check
 from rag.store.embedded import EmbeddedStore
 from rag.store.tenant import Tenant
 from rag.store.text import TextIndex
@@ -484,3 +486,42 @@ def test_searching_for_a_tenant_that_put_nothing_makes_no_folder(tmp_path: Path)
         assert ask(store, 7).ids.tolist() == [7]
     finally:
         store.close()
+
+
+def test_health_is_red_and_says_what_to_do_while_a_record_is_unusable(tmp_path: Path):
+    fill(tmp_path)
+    record = tmp_path / TENANT / "chunks.sqlite3"
+    backup = record.read_bytes()
+    record.write_bytes(b"garbage" * 1000)
+    store = EmbeddedStore(tmp_path)
+    health = store.health()
+    assert health["status"] == "red"
+    assert f"the chunk record of tenant {TENANT} cannot be used: file is not a database; restore chunks.sqlite3" in health["error"]
+    record.write_bytes(backup)
+    assert store.health()["status"] == "green"
+    assert ask(store, 42).ids.tolist() == [42]
+    store.close()
+
+
+def test_health_of_an_unchanged_record_costs_no_opening_and_of_a_busy_one_is_green(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = EmbeddedStore(tmp_path)
+    store.put(TENANT, [make(n) for n in range(COUNT)], vectors(), "s")
+    with sqlite3.connect(tmp_path / TENANT / "chunks.sqlite3", isolation_level=None) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        assert store.health()["status"] == "green"
+        writer.execute("ROLLBACK")
+    writer.close()
+    opened = []
+    monkeypatch.setattr(record_check, "_damage", opened.append)
+    for _ in range(5):
+        assert store.health()["status"] == "green"
+    assert opened == []
+    store.close()
+
+
+def test_health_leaves_out_what_is_no_tenant(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("not a folder")
+    (tmp_path / "empty").mkdir()
+    store = EmbeddedStore(tmp_path)
+    assert store.health()["status"] == "green"
+    store.close()
