@@ -10,6 +10,8 @@ from functools import lru_cache
 
 from rag.errors import SettingsError
 
+JUDGED_CHARACTERS = 10_000  # of a longer text the rest is hardly ever in another script
+
 _ASCII = "ASCII"
 _SCRIPTS_OF_LANGUAGE = {
     "en": (_ASCII,),
@@ -35,10 +37,13 @@ def scripts_of(languages: Sequence[str], model: str) -> frozenset[str]:
 
 
 def understood_share(text: str, scripts: frozenset[str]) -> float:
-    """The share of the text's letters that belong to the scripts, 0 to 1; 1.0 without letters, or when no script was named."""
+    """The share of the text's letters that belong to the scripts, 0 to 1; 1.0 without letters, or when no script was named.
+
+    A text longer than `JUDGED_CHARACTERS` is judged by its beginning: this runs on the event loop.
+    """
     if not scripts:
         return 1.0
-    letters = [char for char in text if char.isalpha()]
+    letters = [char for char in text[:JUDGED_CHARACTERS] if char.isalpha()]
     if not letters:
         return 1.0
     return sum(_is_in(char, scripts) for char in letters) / len(letters)

@@ -21,6 +21,8 @@ from rag.threads import Lane
 # Padded tokens in one call. Larger batches are slower (the cache) and hold more memory: 1,024 gave 7,200 tokens a CPU-second and
 # 174 MB for the process, 4,096 gave 6,600 and 253 MB.
 BATCH_TOKENS = 1024
+# A longer query is not remembered: nobody asks it twice, and the cache is bounded by its entries, not by their size.
+CACHED_CHARACTERS = 8192
 # Texts tokenised in one call of the lane.
 _TOKENIZE_TEXTS = 128
 
@@ -60,12 +62,12 @@ class LocalEmbedder:
 
     async def embed_query(self, text: str) -> np.ndarray:
         """float32 `[dimension]`, unit length, read-only. Raises `Overloaded`, `ProviderBadReply`."""
-        known = self._cache.get(text)
+        known = self._cache.get(text) if len(text) <= CACHED_CHARACTERS else None
         if known is not None:
             self._cache.move_to_end(text)
             return known
         vector = await self._query_lane.run(self._embed_query, text)
-        if self._cache_size:
+        if self._cache_size and len(text) <= CACHED_CHARACTERS:
             self._cache[text] = vector
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)

@@ -3,7 +3,7 @@
 import pytest
 
 from rag.errors import SettingsError
-from rag.llm.languages import scripts_of, understood_share
+from rag.llm.languages import JUDGED_CHARACTERS, scripts_of, understood_share
 
 SHARES = [
     ((), "水 and water", 1.0),
@@ -29,3 +29,7 @@ def test_the_share_of_letters_in_the_languages_scripts(languages: tuple[str, ...
 def test_an_unknown_language_stops_the_start() -> None:
     with pytest.raises(SettingsError, match="'english'"):
         scripts_of(["english"], "m@P")
+
+
+def test_a_long_text_is_judged_by_its_beginning() -> None:
+    assert understood_share("w" * JUDGED_CHARACTERS + "水" * JUDGED_CHARACTERS, scripts_of(("en",), "m@P")) == 1.0
