@@ -10,6 +10,7 @@ from api.errors import ApiError
 from db.services.document_service import DocumentRecord
 from rag.errors import InvalidArgument
 
+CONTENT_CHARACTERS = 131_072  # eight windows of 8,192 tokens; a longer one is a document
 LIST_ITEMS = 1_000
 ITEM_CHARACTERS = 1_000
 SWITCH = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}  # 1 and 0 are True and False
@@ -56,6 +57,8 @@ def _content(body: Mapping[str, Any]) -> str:
         raise ApiError(102, "`content` is required")
     if not isinstance(content, str):
         raise ApiError(101, "`content` should be a string")
+    if len(content) > CONTENT_CHARACTERS:
+        raise ApiError(101, f"`content` must have at most {CONTENT_CHARACTERS} characters")
     return content
 
 

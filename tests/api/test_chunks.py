@@ -82,6 +82,7 @@ async def test_chunks_of_a_document_that_is_off_are_added_off(api: Server, place
         ({"content": None}, (102, 400, "`content` is required")),
         ({"content": " \n"}, (102, 400, "`content` is required")),
         ({"content": 1}, (101, 400, "`content` should be a string")),
+        ({"content": "x" * 131_073}, (101, 400, "`content` must have at most 131072 characters")),
         ({"content": "x", "important_keywords": "x"}, (102, 400, "`important_keywords` is required to be a list")),
         ({"content": "x", "important_keywords": [1]}, (102, 400, "`important_keywords` must be a list of strings")),
         ({"content": "x", "questions": "x"}, (102, 400, "`questions` is required to be a list")),
@@ -190,6 +191,7 @@ async def test_a_changed_chunk_keeps_its_id_and_is_found_by_its_new_words(api: S
     [
         ({"content": " "}, (102, 400, "`content` is required")),
         ({"content": 1}, (101, 400, "`content` should be a string")),
+        ({"content": "x" * 131_073}, (101, 400, "`content` must have at most 131072 characters")),
         ({"important_keywords": "x"}, (102, 400, "`important_keywords` should be a list")),
         ({"important_keywords": [1]}, (101, 400, "`important_keywords` must be a list of strings")),
         ({"questions": "x"}, (102, 400, "`questions` should be a list")),
