@@ -9,27 +9,29 @@ from functools import partial
 from typing import Any
 
 from rag.deadline import within
-from rag.errors import DeadlineExceeded
+from rag.errors import DeadlineExceeded, ProviderError
 from rag.flow.extract import NO_DATASETS, extractive_answer
 from rag.flow.nodes import Flow, Node, Outcome, Values
 from rag.flow.prompt import Prompt, Window, build_prompt, passage
-from rag.flow.question import condense, keywords, translate
+from rag.flow.question import condense, keywords, translate, with_the_one_before
 from rag.nlp.cite import CitationFilter
 from rag.ports import ChatModel
 from rag.types import ChatMessage, ChatOptions, DocumentCount, RankedChunk, Retrieval, Usage
 
-QUESTION_SECONDS = 20.0  # for the model's work on the question; then the question is searched as it is
+QUESTION_SECONDS = 20.0  # for the model's work on the question; then the question is searched without it
+COUNTED_CHARACTERS = 100_000  # of a question that no model reads; counting takes time on the event loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTask:
     """All that an answer depends on.
 
-    `messages` ends with the user's question; no system message among them. `system` and `variables`: see `build_prompt`.
-    `retrieve` finds the chunks for a question; None for a chat without datasets. `model` None: the extractive answerer.
-    `count_tokens` counts as the model does, or nearly. `empty_response` answers in the model's place when nothing is found;
-    "" lets the model answer. `deadline_seconds` bounds the whole answer. `alongside` is work of the caller's that must be done
-    before the first event; it runs while the model reads, so that the search has the machine, and its error is the answer's.
+    `messages` ends with the user's question; no system message among them. `system` and `variables`: see `build_prompt`. `retrieve`
+    finds the chunks for a question; None for a chat without datasets. `model` None: the extractive answerer. `count_tokens` counts
+    as the model does, or nearly. `empty_response` answers in the model's place when nothing is found (unless the model failed to
+    condense the question: then its error is raised); "" lets the model answer. `deadline_seconds` bounds the whole answer.
+    `alongside` is work of the caller's that must be done before the first event; it runs while the model reads, so that the search
+    has the machine, and its error is the answer's.
     """
 
     messages: Sequence[ChatMessage]
@@ -138,6 +140,8 @@ async def _answer(task: ChatTask, searched: asyncio.Event) -> AsyncIterator[Chat
     retrieval: Retrieval | None = found.values.get("retrieve")
     end = partial(_end, found, retrieval, started)
     if retrieval is not None and not retrieval.chunks and task.empty_response:
+        if isinstance(failure := found.failures.get("condense"), ProviderError):
+            raise failure  # what was searched is not what was asked: to say that there is nothing would hide it
         yield AnswerDelta(task.empty_response, canned=True)
         yield end(text=task.empty_response, empty=True)
         return
@@ -163,7 +167,7 @@ def _question_nodes(task: ChatTask) -> Iterator[Node]:
     condensed: tuple[str, ...] = ()
     if task.refine_multiturn and len(task.messages) > 1:
         condensed = ("condense",)
-        yield Node("condense", lambda _: condense(model, task.messages), (), QUESTION_SECONDS, task.question)
+        yield Node("condense", lambda _: condense(model, task.messages), (), QUESTION_SECONDS, with_the_one_before(task.messages))
     if task.keyword:
         yield Node("keywords", lambda values: keywords(model, _asked(task, values)), condensed, QUESTION_SECONDS, ())
     if task.cross_languages:
@@ -180,6 +184,8 @@ def _retrieve_node(task: ChatTask, retrieve: Callable[[str], Awaitable[Retrieval
 
 
 def _asked(task: ChatTask, values: Values) -> str:
+    if task.model is None and task.refine_multiturn:
+        return with_the_one_before(task.messages)
     return values.get("condense", task.question)
 
 
@@ -228,7 +234,7 @@ async def _extract(task: ChatTask, retrieval: Retrieval | None, end: Callable[..
     for piece in pieces:
         text += piece
         yield AnswerDelta(piece)
-    used = Usage(task.count_tokens(task.question), task.count_tokens(text))
+    used = Usage(task.count_tokens(task.question[:COUNTED_CHARACTERS]), task.count_tokens(text))
     yield end(text=text, chunks=chunks, usage=used)
 
 
@@ -258,7 +264,7 @@ def _end(
         documents=count_documents(chunks),
         degraded=(*found.degraded, *retrieval.degraded),
         timings={**found.timings, **retrieval.timings, "total": round((time.perf_counter() - started) * 1000, 3)},
-        reasons=retrieval.reasons,
+        reasons={**found.reasons, **retrieval.reasons},
         **rest,
     )
 

@@ -16,11 +16,11 @@ from rag.nlp.query import question_terms
 from rag.nlp.tokenize import terms
 from rag.types import RankedChunk, Term
 
-NOTICE = "This is an extractive answer, because no chat model is configured."
+NOTICE = "This is an extractive answer, made without a chat model."
 FOUND = "The passages that fit the question best:"
 CLOSEST = "No passage uses the question's words; the closest one begins:"
 NOTHING = "Nothing that fits the question was found."
-NO_DATASETS = "No chat model is configured, and this chat has no datasets to quote from."
+NO_DATASETS = "This chat is answered without a chat model, and it has no datasets to quote from."
 
 MAX_SENTENCES = 4
 MAX_CHUNKS = 16
@@ -37,6 +37,7 @@ SIMILARITY_SHARE = 0.2  # how much the chunk's own rank says beside the words
 
 
 _LINE_MARK = re.compile(r"^(?:#{1,6}|[-*+•>])\s+")  # Markdown's, of headings, lists and quotations
+_HEADING_MARK = re.compile(r"#{1,6}\s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +55,19 @@ class Quote:
 
 
 def extractive_answer(question: str, chunks: Sequence[RankedChunk], cite: bool = True) -> Iterator[str]:
-    """The answer in pieces that can be sent one by one: a notice, then a sentence a line with its `[ID:n]`."""
+    """The answer in pieces that can be sent one by one: a notice, then a sentence a line with its `[ID:n]`.
+
+    Where no sentence fits, the best chunk's first one, without `[ID:n]`: it supports nothing.
+    """
     yield NOTICE
     if not chunks:
         yield f" {NOTHING}"
         return
     quotes = best_quotes(question, chunks)
     yield f" {FOUND if quotes else CLOSEST}\n"
-    for quote in quotes or (_opening(chunks[0]),):
+    if not quotes:
+        yield f"\n{_opening(chunks[0])}"
+    for quote in quotes:
         yield f"\n{quote.text} [ID:{quote.chunk}]" if cite else f"\n{quote.text}"
 
 
@@ -147,9 +153,12 @@ def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / max(1, min(len(one), len(other)))
 
 
-def _opening(ranked: RankedChunk) -> Quote:
-    first = next(iter(sentences(unwrapped(ranked.chunk.content))), ranked.chunk.content)
-    return Quote(_shortened(first), 0, 0.0, frozenset())
+def _opening(ranked: RankedChunk) -> str:
+    """The first sentence below the chunk's headings; the first heading of a chunk that has nothing else."""
+    lines = list(sentences(unwrapped(ranked.chunk.content)))
+    headings = _headings(lines)
+    below = (line for place, line in enumerate(lines) if place not in headings and not _HEADING_MARK.match(line))
+    return _shortened(next(below, lines[0] if lines else ranked.chunk.content))
 
 
 def _shortened(sentence: str) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import structlog
 
+from rag.errors import MillraceError
+
 log = structlog.get_logger("millrace.flow")
 
 Values = Mapping[str, Any]
@@ -36,11 +38,21 @@ class Node:
 
 @dataclass(slots=True)
 class Outcome:
-    """What the nodes made: values by name, the names of those that failed, and the milliseconds each took."""
+    """What the nodes made: values by name, the errors of those that failed, and the milliseconds each took."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    degraded: list[str] = field(default_factory=list)
+    failures: dict[str, Exception] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def degraded(self) -> list[str]:
+        """The names of the nodes that failed, in the order of their failures."""
+        return list(self.failures)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why they failed, in our own words."""
+        return {name: _reason(error) for name, error in self.failures.items()}
 
 
 class Flow:
@@ -91,8 +103,14 @@ async def _run_node(node: Node, outcome: Outcome) -> None:
         # the boundary where a failed step becomes a lesser answer; messages may quote the user, so only the class is logged
         log.warning("step left out", step=node.name, error=type(error).__name__)
         outcome.values[node.name] = node.default
-        outcome.degraded.append(node.name)
+        outcome.failures[node.name] = error
     outcome.timings[node.name] = round((time.perf_counter() - started) * 1000, 3)
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, MillraceError):
+        return str(failure)
+    return "no answer in time" if isinstance(failure, TimeoutError) else "an unexpected error"
 
 
 def _first(failures: BaseExceptionGroup) -> BaseException:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rag.errors import TooLarge
 from rag.types import ChatMessage, RankedChunk
 
+TOKEN_CHARACTERS = 16  # no prose has so many a token: a text with more of them than the window is over it, uncounted
 NUMBER_TOKENS = 8  # `[ID:12]` and the blank line
 MESSAGE_TOKENS = 8  # what a chat template puts around a message
 ANSWER_TOKENS = 1_024  # kept free for the answer where the caller sets no limit ...
@@ -23,7 +24,7 @@ Rules for citations:
 - Cite only passages given above, at most four a sentence. Leave out the citation where no passage supports the sentence."""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
-_CITATION = re.compile(r"[ \t]*\[ID:\s*\d+\]")
+_CITATION = re.compile(r"(?<![ \t])[ \t]*\[ID:\s*\d+\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,13 @@ class Window:
         return int(self.context_tokens * WINDOW_SHARE) - wanted
 
     def cost(self, message: ChatMessage) -> int:
-        """The tokens of a message with what the chat template adds."""
+        """The tokens of a message with what the chat template adds.
+
+        Counting takes time on the event loop, so a text far over the window is estimated from below, at more than the window.
+        """
+        characters = len(message.content)
+        if characters > TOKEN_CHARACTERS * self.context_tokens:
+            return characters // TOKEN_CHARACTERS + MESSAGE_TOKENS
         return self.count(message.content) + MESSAGE_TOKENS
 
 
@@ -80,7 +87,7 @@ def build_prompt(
     room = window.prompt_tokens - window.cost(ChatMessage("system", bare)) - window.cost(question)
     if room < 0:
         raise TooLarge(f"instruction and question exceed the model's window of {window.context_tokens} tokens")
-    history = [_without_citations(message) for message in history]
+    history = _newest([_without_citations(message) for message in history], room, window)
     history_cost = sum(map(window.cost, history))
     used = _fitting_chunks(chunks or (), max(room - history_cost, int(room * CHUNKS_SHARE)), window)
     if chunks and not used:
@@ -129,4 +136,6 @@ def _newest(history: Sequence[ChatMessage], room: int, window: Window) -> list[C
 
 def _without_citations(message: ChatMessage) -> ChatMessage:
     """The message without `[ID:n]`: an older turn's numbers mean other chunks."""
-    return ChatMessage(message.role, _CITATION.sub("", message.content)) if message.role == "assistant" else message
+    if message.role != "assistant" or "[ID:" not in message.content:
+        return message
+    return ChatMessage(message.role, _CITATION.sub("", message.content))

@@ -38,6 +38,12 @@ async def condense(model: ChatModel, messages: Sequence[ChatMessage]) -> str:
     return reply if reply and len(reply) <= QUESTION_CHARACTERS else question
 
 
+def with_the_one_before(messages: Sequence[ChatMessage]) -> str:
+    """What to search for when no model condenses: the user's question before, at most its beginning, then the last message."""
+    before = [message.content[:HISTORY_CHARACTERS] for message in messages[:-1] if message.role == "user"]
+    return "\n".join((*before[-1:], messages[-1].content))
+
+
 async def translate(model: ChatModel, question: str, languages: Sequence[str]) -> tuple[str, ...]:
     """The question in each of the languages, as far as the model answered. Raises `ProviderError`."""
     reply = await _ask(model, TRANSLATE.format(languages=", ".join(languages)), question[:QUESTION_CHARACTERS])

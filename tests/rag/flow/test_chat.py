@@ -11,7 +11,7 @@ import pytest
 
 from rag.deadline import seconds_left
 from rag.errors import DeadlineExceeded, ProviderUnreachable, TooLarge, Unavailable
-from rag.flow.chat import Answer, AnswerDelta, ChatEvent, ChatTask, ReasoningDelta, async_chat
+from rag.flow.chat import COUNTED_CHARACTERS, Answer, AnswerDelta, ChatEvent, ChatTask, ReasoningDelta, async_chat
 from rag.flow.extract import NO_DATASETS, NOTICE
 from rag.types import ChatDelta, ChatMessage, ChatOptions, Retrieval, Usage
 from tests.rag.flow.passages import BRIDGE, IRON, WATER, ranked, retrieval
@@ -182,12 +182,32 @@ async def test_a_question_without_history_is_searched_as_it_is(refine: bool) -> 
     assert asked == ["When does it boil?"]
 
 
-async def test_a_model_that_cannot_condense_degrades_to_the_question_as_it_is() -> None:
+async def test_a_model_that_cannot_condense_degrades_to_the_last_two_questions() -> None:
     asked: list[str] = []
     model = ScriptedModel("Yes.", replies=[ProviderUnreachable("model scripted cannot be reached")])
     events = await run(task(model, messages=TALK, retrieve=finding(FOUND, asked)))
-    assert asked == ["When does it boil?"]
-    assert events[-1].degraded == ("condense",)
+    assert asked == ["What is water?\nWhen does it boil?"]
+    assert (events[-1].degraded, events[-1].reasons) == (("condense",), {"condense": "model scripted cannot be reached"})
+
+
+@pytest.mark.parametrize(
+    ("refine", "searched"), [(True, "What is water?\nWhen does it boil?"), (False, "When does it boil?")], ids=["refined", "as it is"]
+)
+async def test_without_a_model_a_follow_up_is_searched_with_the_question_before_it(refine: bool, searched: str) -> None:
+    asked: list[str] = []
+    await run(task(None, messages=TALK, retrieve=finding(FOUND, asked), refine_multiturn=refine))
+    assert asked == [searched]
+
+
+async def test_nothing_found_since_the_model_could_not_condense_is_the_models_error() -> None:
+    model = ScriptedModel("never said", replies=[ProviderUnreachable("model scripted cannot be reached")])
+    with pytest.raises(ProviderUnreachable, match="cannot be reached"):
+        await run(task(model, retrieval(), messages=TALK, empty_response="Sorry!"))
+
+
+async def test_nothing_found_by_a_condensed_question_is_the_empty_response() -> None:
+    model = ScriptedModel("never said", replies=["When does water boil?"])
+    assert text_of(await run(task(model, retrieval(), messages=TALK, empty_response="Sorry!"))) == "Sorry!"
 
 
 async def test_keywords_and_translations_are_searched_beside_the_question() -> None:
@@ -276,6 +296,11 @@ async def test_without_a_model_the_best_sentence_is_quoted_with_its_citation() -
     assert len(events) > 3
     assert events[-1].text == text_of(events)
     assert [entry.chunk.content for entry in events[-1].chunks] == [WATER, IRON]
+
+
+async def test_without_a_model_only_the_beginning_of_a_long_question_is_counted() -> None:
+    events = await run(task(None, None, messages=(ChatMessage("user", "a " * COUNTED_CHARACTERS),)))
+    assert events[-1].usage.prompt_tokens == COUNTED_CHARACTERS // 2
 
 
 async def test_without_a_model_and_without_datasets_it_says_so() -> None:

@@ -39,7 +39,20 @@ def test_a_sentence_is_quoted_once_however_many_chunks_hold_it() -> None:
 def test_where_no_word_fits_the_closest_passage_is_called_that() -> None:
     text = "".join(extractive_answer("gravitational lensing", CHUNKS))
     assert text.startswith(f"{NOTICE} {CLOSEST}")
-    assert text.endswith("Water boils at 100 °C at sea level. [ID:0]")
+    assert text.endswith("Water boils at 100 °C at sea level.")
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("Tide mills\n\nThe oldest mill\n\nIts timbers are dated to 619.", "Its timbers are dated to 619."),
+        ("# Tide mills.\nThe wheel stood still.", "The wheel stood still."),
+        ("Tide mills\nThe wheel stood still at high tide.", "The wheel stood still at high tide."),
+        ("# Tide mills", "Tide mills"),
+    ],
+)
+def test_the_closest_passage_begins_below_its_headings(text: str, begins: str) -> None:
+    assert "".join(extractive_answer("gravitational lensing", [ranked(text)])).split("\n\n", 1)[1] == begins
 
 
 def test_where_nothing_was_found_it_says_so() -> None:

@@ -63,6 +63,14 @@ async def test_a_failing_node_leaves_its_default_and_its_name() -> None:
     outcome = await flow.run()
     assert outcome.values == {"weak": "instead", "next": 1}
     assert outcome.degraded == ["weak"]
+    assert outcome.reasons == {"weak": "gone"}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(TimeoutError(), "no answer in time"), (KeyError("what the user wrote"), "an unexpected error")]
+)
+async def test_the_reason_for_a_failure_is_told_in_our_own_words(error: Exception, reason: str) -> None:
+    assert (await Flow([Node("weak", failing(error))]).run()).reasons == {"weak": reason}
 
 
 async def test_a_node_over_its_time_leaves_its_default() -> None:

@@ -1,9 +1,11 @@
 """rag/flow/prompt.py: whole chunks, newest history, one pass of substitution, all within the model's window."""
 
+import time
+
 import pytest
 
 from rag.errors import TooLarge
-from rag.flow.prompt import MESSAGE_TOKENS, Prompt, Window, build_prompt
+from rag.flow.prompt import MESSAGE_TOKENS, TOKEN_CHARACTERS, Prompt, Window, build_prompt
 from rag.types import ChatMessage, Chunk, ChunkTerms, RankedChunk
 
 
@@ -109,3 +111,33 @@ def test_a_question_over_the_window_is_an_error_that_names_it() -> None:
 def test_chunks_of_which_none_fits_are_an_error_and_not_an_ungrounded_answer() -> None:
     with pytest.raises(TooLarge, match="no passage fits into the model's window of 300 tokens"):
         build(chunks=[ranked(1, long_text(500))], context=300)
+
+
+@pytest.mark.parametrize("place", ["question", "variable", "history", "much history"])
+def test_what_is_far_over_the_window_is_not_counted(place: str) -> None:
+    counted: list[int] = []
+
+    def count(text: str) -> int:
+        counted.append(len(text))
+        return words(text)
+
+    window = Window(200, None, count)
+    endless = "word" * (200 * TOKEN_CHARACTERS)
+    talk = (ChatMessage("user", endless),) if place == "history" else (ChatMessage("user", long_text(50)),) * 1_000
+    messages = (*(talk if "history" in place else ()), ChatMessage("user", endless if place == "question" else "what?"))
+    arguments = {"system": "{place}", "variables": {"place": endless if place == "variable" else ""}, "messages": messages}
+    if "history" in place:
+        prompt = build_prompt(**arguments, chunks=None, cite=False, window=window)
+        assert prompt.messages[-1].content == "what?"
+        assert len(prompt.messages) < 5
+    else:
+        with pytest.raises(TooLarge, match="exceed the model's window of 200 tokens"):
+            build_prompt(**arguments, chunks=None, cite=False, window=window)
+    assert sum(counted) <= 200 * TOKEN_CHARACTERS
+
+
+def test_blanks_before_no_citation_take_no_time() -> None:
+    history = (ChatMessage("user", "q"), ChatMessage("assistant", f"a [ID:0]{' ' * 50_000}b"))
+    started = time.process_time()
+    assert build(history=history, context=10_000).messages[-2].content == f"a{' ' * 50_000}b"
+    assert time.process_time() - started < 1
