@@ -80,7 +80,7 @@ class DatasetCreate(DatasetBody):
 class DatasetUpdate(DatasetBody):
     """Changes to a dataset; what is absent stays."""
 
-    name: Name = ""
+    name: Name = Field(default_factory=str)
     pagerank: int = Field(0, ge=0, le=100)
     language: str = Field("English", max_length=32)
     connectors: list[dict[str, Any]] = Field(default_factory=list)

@@ -1,6 +1,8 @@
 """/openapi.json and /docs: every route of the application, from one table."""
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from werkzeug.exceptions import HTTPException
 
@@ -34,6 +36,52 @@ async def test_the_document_is_sound(api: Server) -> None:
         assert {item["name"] for item in operation["parameters"] if item["in"] == "path"} == set(re.findall(r"{(\w+)}", path))
     references = set(re.findall(r'"#/components/schemas/(\w+)"', (await (await api.client.get("/openapi.json")).get_data()).decode()))
     assert references <= document["components"]["schemas"].keys()
+
+
+async def test_every_default_satisfies_its_own_schema(api: Server) -> None:
+    document = (await api.call("GET", "/openapi.json")).body
+    wrong = [(schema, fault) for schema in schemas_with_a_default(document) if (fault := fault_of(schema["default"], schema, document))]
+    assert wrong == []
+
+
+def schemas_with_a_default(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        if "default" in node and not isinstance(node["default"], dict):
+            yield node
+        for key, value in node.items():
+            if key not in ("default", "const", "enum", "examples"):
+                yield from schemas_with_a_default(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from schemas_with_a_default(item)
+
+
+def fault_of(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> str:
+    """The keyword that the value breaks, "" for none."""
+    if "$ref" in schema:
+        return fault_of(value, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
+    if "anyOf" in schema:
+        faults = [fault_of(value, choice, document) for choice in schema["anyOf"]]
+        return "" if "" in faults else f"anyOf: {faults}"
+    types = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict, "null": type(None)}
+    size = len(value) if isinstance(value, str | list | dict) else 0
+    number = value if isinstance(value, int | float) else 0
+    broken = {
+        "type": "type" in schema
+        and (not isinstance(value, types[schema["type"]]) or isinstance(value, bool) != (schema["type"] == "boolean")),
+        "const": "const" in schema and value != schema["const"],
+        "enum": "enum" in schema and value not in schema["enum"],
+        "minLength": isinstance(value, str) and size < schema.get("minLength", 0),
+        "maxLength": isinstance(value, str) and size > schema.get("maxLength", size),
+        "minItems": isinstance(value, list) and size < schema.get("minItems", 0),
+        "maxItems": isinstance(value, list) and size > schema.get("maxItems", size),
+        "pattern": isinstance(value, str) and not re.search(schema.get("pattern", ""), value),
+        "minimum": number < schema.get("minimum", number),
+        "maximum": number > schema.get("maximum", number),
+        "exclusiveMinimum": "exclusiveMinimum" in schema and number <= schema["exclusiveMinimum"],
+        "exclusiveMaximum": "exclusiveMaximum" in schema and number >= schema["exclusiveMaximum"],
+    }
+    return ", ".join(keyword for keyword, is_broken in broken.items() if is_broken)
 
 
 async def test_two_models_never_share_a_name(api: Server) -> None:
