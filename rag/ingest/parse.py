@@ -10,6 +10,7 @@ from pathlib import Path
 from rag.errors import Encrypted, ParseFailed, UnsupportedType
 from rag.ingest.parsers import delimited, docx, eml, epub, html, json_lines, markdown, pdf, plain, pptx, xlsx, xml, zipped
 from rag.ingest.progress import Progress
+from rag.ingest.text import decode
 from rag.types import ParsedDocument
 
 HEAD_BYTES = 4096
@@ -39,7 +40,7 @@ _ADVICE_BY_SUFFIX = {
     "ppt": "old PowerPoint files (.ppt) are not read: save it as .pptx and upload that",
     "hlp": "help files (.hlp) are not read: export it as HTML or text and upload that",
     "rtf": "RTF files are not read: save it as .docx and upload that",
-    "msg": "Outlook files (.msg) are not read: save it as .eml and upload that",
+    "msg": "Outlook messages (.msg) are not read: save it as .eml and upload that",
     "pages": "Pages files are not read: export it as .docx or PDF and upload that",
     "numbers": "Numbers files are not read: export it as .xlsx or .csv and upload that",
     "key": "Keynote files are not read: export it as .pptx or PDF and upload that",
@@ -128,7 +129,19 @@ def _format_of(source: Path, suffix: str) -> str:
         raise UnsupportedType(_IMAGE if head[8:12] in (b"avif", b"heic") else _MEDIA)
     if _FORMAT_OF_SUFFIX.get(suffix) in _TEXT_FORMATS:
         return _FORMAT_OF_SUFFIX[suffix]
-    return "html" if _HTML.match(head) else "text"
+    if _HTML.match(head):
+        return "html"
+    if suffix in _ADVICE_BY_SUFFIX and not _is_text(source):
+        raise UnsupportedType(_ADVICE_BY_SUFFIX[suffix])
+    return "text"
+
+
+def _is_text(source: Path) -> bool:
+    try:
+        decode(source.read_bytes())
+    except ParseFailed:
+        return False
+    return True
 
 
 def _zipped_format(source: Path, suffix: str) -> str:

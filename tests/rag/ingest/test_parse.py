@@ -83,6 +83,13 @@ def test_formats_that_are_not_read_say_what_to_do(tmp_path, name, content):
         recognise(written(tmp_path, "file", content), name)
 
 
+@pytest.mark.parametrize(("name", "advice"), [("a.msg", r"\.eml"), ("a.doc", r"\.docx")])
+def test_a_damaged_file_of_a_format_that_is_not_read_says_what_to_do_and_a_text_is_read(tmp_path, name, advice):
+    with pytest.raises(UnsupportedType, match=advice):
+        recognise(written(tmp_path, "file", OLE[:4] + bytes(range(256)) * 8), name)
+    assert recognise(written(tmp_path, "file", "Mühlen".encode()), name).format == "text"
+
+
 def test_other_archives_are_not_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("x.txt", FACT)
