@@ -32,6 +32,7 @@ LATE_WRITES_MS = 15_000  # how long after its lease a worker may still write
 HOLD_MS = 20_000  # for deleting old chunks between the two steps of a start
 PLEDGE_MS = 60_000
 MESSAGE_LINES = 40
+PROGRESS_WORDS = ("parsing", "found", "embedded")  # how the lines begin that tell where a run is; the last of each kind is kept
 ROWS_AT_ONCE = 2_000
 
 STOPPED = "Task stopped by user."
@@ -86,6 +87,8 @@ def claim(worker: str, lease_seconds: float, after_tenant: str = "", busy_tenant
             continue
         row.owner, row.lease_until, row.attempt = worker, now + int(lease_seconds * 1000), row.attempt + 1
         row.save(only=[Task.owner, Task.lease_until, Task.attempt])
+        if document is not None:
+            _forget_progress(document)
         return _task(row, document)
 
 
@@ -96,11 +99,12 @@ def renew(task: IngestTask, worker: str, lease_seconds: float) -> bool:
 
 
 def report(task: IngestTask, worker: str, progress: float, message: str) -> bool:
-    """Show progress and a line for people. False as for `renew`."""
+    """Show progress and a line for people, in place of the last line of its kind. False as for `renew`."""
     if _row(task, worker) is None:
         return False
     document = Document.get_or_none(Document.id == task.document_id)
     if document is not None:
+        document.progress_msg = "\n".join(_others(document, _word(message))) if message else document.progress_msg
         _tell(document, message, progress=min(max(progress, 0.0), 0.999))
     return True
 
@@ -342,6 +346,23 @@ def _end_failed(row: Task, message: str) -> None:
     if document is not None:
         _set_counts(document, document.chunk_count, max(0, document.token_count))
         _tell(document, message, progress=-1.0, run="FAIL")
+
+
+def _forget_progress(document: Document) -> None:
+    """Drop what an earlier attempt told of where it was; why it failed stays."""
+    kept = "\n".join(_others(document, *PROGRESS_WORDS))
+    if kept != document.progress_msg:
+        Document.update(progress_msg=kept).where(Document.id == document.id).execute()
+
+
+def _others(document: Document, *words: str) -> list[str]:
+    """The document's lines but those of progress that begin with one of the words."""
+    dropped = set(words).intersection(PROGRESS_WORDS)
+    return [line for line in document.progress_msg.splitlines() if _word(line) not in dropped]
+
+
+def _word(line: str) -> str:
+    return line.partition(" ")[0]
 
 
 def _tell(document: Document, message: str, **changes: object) -> None:

@@ -15,6 +15,7 @@ RENEWALS_PER_LEASE = 3
 CERTAIN_SHARE = 0.8  # of the lease: the time of the call that took it is not known to the millisecond
 REPORT_EVERY_SECONDS = 1.0
 LINE_EVERY_SECONDS = 3.0
+MILESTONE = "found "  # how a line begins that is told whenever it comes
 
 
 class LeaseLost(MillraceError):
@@ -51,12 +52,13 @@ class Lease:
         return result
 
     async def tell(self, progress: float, line: str) -> None:
-        """Show progress, not too often. Raises `LeaseLost`."""
+        """Show progress, not too often, and every milestone. Raises `LeaseLost`."""
         now = self._clock()
-        if now < self._next_report:
+        milestone = line.startswith(MILESTONE)
+        if now < self._next_report and not milestone:
             return
         self._next_report = now + REPORT_EVERY_SECONDS
-        if now < self._next_line:
+        if now < self._next_line and not milestone:
             line = ""
         elif line:
             self._next_line = now + LINE_EVERY_SECONDS

@@ -49,7 +49,7 @@ async def test_progress_and_its_lines_are_shown_while_it_runs(api: Server) -> No
     assert await api.records.report(task, "w", 0.25, "parsing page 1 of 2")
     assert await api.records.report(task, "w", 0.5, "parsing page 2 of 2")
     listed = await api.listed(dataset, document)
-    assert (listed["progress"], listed["progress_msg"]) == (0.5, "parsing page 1 of 2\nparsing page 2 of 2")
+    assert (listed["progress"], listed["progress_msg"]) == (0.5, "parsing page 2 of 2")
 
 
 async def test_a_finished_document_starts_over_without_old_chunks(api: Server) -> None:

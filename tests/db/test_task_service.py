@@ -127,6 +127,27 @@ def test_reported_progress_stays_within_its_bounds(session: Session, running: tu
     assert (len(lines), lines[-1]) == (40, "line 99")
 
 
+def test_a_line_of_progress_takes_the_place_of_the_last_of_its_kind(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    task = claim(session)
+    for line in ("parsing page 1 of 2", "parsing page 2 of 2", "found 9 chunks", "embedded 3 of 9 chunks", "", "embedded 6 of 9 chunks"):
+        session.write_now(task_service.report, task, "w", 0.5, line)
+    assert document(session, document_id).progress_msg.splitlines() == ["parsing page 2 of 2", "found 9 chunks", "embedded 6 of 9 chunks"]
+
+
+def test_a_run_that_is_taken_over_begins_its_lines_anew_and_keeps_why_it_failed(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    task = claim(session)
+    session.write_now(task_service.report, task, "w", 0.5, "found 9 chunks")
+    session.write_now(task_service.fail, task, "w", "the model is busy", retry=True)
+    expire(session)
+    session.write_now(task_service.report, claim(session), "w", 0.5, "found 9 chunks")
+    assert document(session, document_id).progress_msg.splitlines() == ["the model is busy", "found 9 chunks"]
+    expire(session)  # its worker was killed
+    claim(session)
+    assert document(session, document_id).progress_msg == "the model is busy"
+
+
 def test_a_failure_is_tried_again_later_each_time_and_then_ends(session: Session, running: tuple[str, str]) -> None:
     _, document_id = running
     delays = []

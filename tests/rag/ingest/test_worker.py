@@ -162,6 +162,20 @@ async def test_a_busy_part_is_waited_for(parts, monkeypatch):
     assert (await run(parts, [parts.task("a")]))[0][0] == "done"
 
 
+async def test_a_wait_for_the_store_is_told_once_and_why(parts, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "WAITS_SECONDS", (0.0, 0.0))
+    errors, put = [Unavailable("the chunk record cannot be used"), Unavailable("still not")], parts.store.put
+
+    def unwilling_put(*arguments, **named):
+        if errors:
+            raise errors.pop(0)
+        put(*arguments, **named)
+
+    monkeypatch.setattr(parts.store, "put", unwilling_put)
+    assert (await run(parts, [parts.task("a")]))[0][0] == "done"
+    assert [line for line in parts.records.lines if "waits" in line] == ["waits for the chunk store: the chunk record cannot be used"]
+
+
 async def test_an_error_nobody_foresaw_fails_the_task_in_our_words(parts):
     parts.embedder.errors = [ZeroDivisionError("secret")]
     event = (await run(parts, [parts.task("a")]))[0]
@@ -321,6 +335,15 @@ async def test_progress_reads_like_a_sentence(parts):
     parts.records.lines.clear()
     await run(parts, [parts.task("b")], ended=2)
     assert parts.records.lines[0] == "found 1 chunk"
+
+
+async def test_how_many_chunks_were_found_is_told_however_soon_it_is_known():
+    records, task = Records(), IngestTask("t", "parse", TENANT, DATASET, "a")
+    records.held[task.id] = "w1"
+    lease = Lease(records, task, "w1", 10.0, lambda: 100.0)
+    for line in ("parsing page 1 of 2", "parsing page 2 of 2", "found 3 chunks"):
+        await lease.tell(0.0, line)
+    assert records.lines == ["parsing page 1 of 2", "found 3 chunks"]
 
 
 async def test_a_lease_that_may_be_taken_over_is_not_certain():
