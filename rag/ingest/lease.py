@@ -15,7 +15,7 @@ RENEWALS_PER_LEASE = 3
 CERTAIN_SHARE = 0.8  # of the lease: the time of the call that took it is not known to the millisecond
 REPORT_EVERY_SECONDS = 1.0
 LINE_EVERY_SECONDS = 3.0
-MILESTONE = "found "  # how a line begins that is told whenever it comes
+MILESTONES = ("found ", "waits ")  # how lines begin that are told whenever they come
 
 
 class LeaseLost(MillraceError):
@@ -54,7 +54,7 @@ class Lease:
     async def tell(self, progress: float, line: str) -> None:
         """Show progress, not too often, and every milestone. Raises `LeaseLost`."""
         now = self._clock()
-        milestone = line.startswith(MILESTONE)
+        milestone = line.startswith(MILESTONES)
         if now < self._next_report and not milestone:
             return
         self._next_report = now + REPORT_EVERY_SECONDS

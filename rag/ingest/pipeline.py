@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,10 +155,16 @@ class Pipeline:
     async def _keep(self, run: "_Run", tell: Tell) -> None:
         while (batch := await run.embedded.get()) is not None:
             chunks, vectors = batch
-            await self._store_call(self._store.put, run.task.tenant_id, chunks, vectors, run.embedder.space, wait=False)
+
+            async def waits(error: MillraceError) -> None:
+                if not run.has_waited:
+                    run.has_waited = True
+                    await tell(run.progress, f"waits for the chunk store: {error}")
+
+            put = partial(self._store.put, run.task.tenant_id, chunks, vectors, run.embedder.space, wait=False)
+            await patiently(lambda put=put: self._search_lane.run(put), waits)
             run.stored += len(chunks)
-            share = run.stored / max(run.stored, run.total)
-            await tell(PARSED_SHARE + (STORED_SHARE - PARSED_SHARE) * share, f"embedded {run.stored} of {_counted(run.total)}")
+            await tell(run.progress, f"embedded {run.stored} of {_counted(run.total)}")
 
     async def _store_call(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
         return await patiently(lambda: self._search_lane.run(call, *arguments, **named))
@@ -182,10 +189,16 @@ class _Run:
     stored: int = 0
     tokens: int = 0
     position: int = 0
+    has_waited: bool = False
     warnings: tuple[str, ...] = ()
     created_at: float = field(default_factory=time.time)
     # None ends the queue
     embedded: asyncio.Queue[tuple[list[Chunk], np.ndarray] | None] = field(default_factory=lambda: asyncio.Queue(EMBEDDED_BATCHES_AHEAD))
+
+    @property
+    def progress(self) -> float:
+        """For the progress bar, once chunks are parsed."""
+        return PARSED_SHARE + (STORED_SHARE - PARSED_SHARE) * self.stored / max(self.stored, self.total, 1)
 
     def chunks(self, messages: Sequence[dict[str, Any]]) -> list[Chunk]:
         """The next chunks of the document, from what the parser process sent."""
@@ -227,13 +240,18 @@ def _counted(chunks: int) -> str:
     return f"{chunks} chunk" if chunks == 1 else f"{chunks} chunks"
 
 
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """The call's result; a part that is busy is asked again a few times."""
+async def _nobody(_error: MillraceError) -> None:
+    """The wait interests nobody."""
+
+
+async def patiently(call: Callable[[], Awaitable[T]], waits: Callable[[MillraceError], Awaitable[None]] = _nobody) -> T:
+    """The call's result; a part that is busy is asked again a few times, and `waits` is told why before each wait."""
     for wait_seconds in WAITS_SECONDS:
         try:
             return await call()
         except (Overloaded, Unavailable, ProviderBusy) as error:
             _log.info("ingestion waits", error=_reason(error), seconds=wait_seconds)
+            await waits(error)
         await asyncio.sleep(wait_seconds)
     return await call()
 
