@@ -23,7 +23,8 @@ from rag.types import IngestTask
 
 T = TypeVar("T")
 
-ATTEMPTS = 20  # leases of one task; a worker killed in the middle uses one up
+ATTEMPTS = 20  # leases of one task that were lost with their worker, before the next ones keep their distance
+DISTANCE_MS = 60_000  # so that a document that takes its worker along does so once a minute; one that is innocent is read in the end
 FAILURES = 5  # attempts that ended with a failure worth another try
 BACKOFF_MS = (1_000, 5_000, 20_000, 60_000)
 PURGE_BACKOFF_MS = 60_000
@@ -36,7 +37,6 @@ PROGRESS_WORDS = ("parsing", "found", "embedded")  # how the lines begin that te
 ROWS_AT_ONCE = 2_000
 
 STOPPED = "Task stopped by user."
-GAVE_UP = "gave up: the task ended without a result {attempts} times"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,10 @@ def claim(worker: str, lease_seconds: float, after_tenant: str = "", busy_tenant
         if row.kind == "parse" and (document is None or document.run != "RUNNING" or document.version != row.version):
             row.delete_instance()
             continue
-        if document is not None and row.attempt >= ATTEMPTS:
-            _end_failed(row, GAVE_UP.format(attempts=row.attempt))
-            continue
         row.owner, row.lease_until, row.attempt = worker, now + int(lease_seconds * 1000), row.attempt + 1
-        row.save(only=[Task.owner, Task.lease_until, Task.attempt])
+        if document is not None and row.attempt > ATTEMPTS:
+            row.due_at = now + DISTANCE_MS
+        row.save(only=[Task.owner, Task.lease_until, Task.attempt, Task.due_at])
         if document is not None:
             _forget_progress(document)
         return _task(row, document)
