@@ -133,7 +133,6 @@ class Worker:
         lease = Lease(self._records, task, self._name, self._lease_seconds, self._clock)
         try:
             outcome = await lease.hold(lambda: self._do(task, lease))
-            self._on_outcome("done", outcome.chunk_count)
         except LeaseLost:
             await self._drop(task, lease)
         except asyncio.CancelledError:
@@ -147,6 +146,8 @@ class Worker:
         except Exception:  # noqa: BLE001 - the task ends, and the log says why
             _log.exception("ingestion task failed", task=task.id, document=task.document_id)
             await self._fail(task, lease, "the document could not be ingested because of an internal error", retry=False)
+        else:
+            await self._finish(task, outcome)
 
     async def _do(self, task: IngestTask, lease: Lease) -> Outcome:
         if task.kind == "purge":
@@ -157,10 +158,24 @@ class Worker:
             outcome = Outcome(0, 0, 0.0)
         else:
             outcome = await self._pipeline.ingest(task, self._embedder_of(task.embedding_model), lease.tell)
-        counts = {"chunk_count": outcome.chunk_count, "token_count": outcome.token_count}
-        if not await patiently(lambda: self._records.finish(task, self._name, **counts, message=_summary(outcome))):
-            raise LeaseLost(f"the lease of task {task.id} is lost")
         return outcome
+
+    async def _finish(self, task: IngestTask, outcome: Outcome) -> None:
+        """Write that the task is done, its lease no longer renewed: a renewal beside it would find no task and call that a loss.
+
+        Nothing is discarded from here on. A finish that seems to have failed may have happened, and the chunks are a document's
+        then; if it has not, the task is claimed again, or whoever ended it (a stop, a newer run, a deletion) left word for them.
+        """
+        counts = {"chunk_count": outcome.chunk_count, "token_count": outcome.token_count}
+        try:
+            done = await patiently(lambda: self._records.finish(task, self._name, **counts, message=_summary(outcome)))
+        except asyncio.CancelledError:
+            await self._give_back(task)
+            raise
+        except Exception:  # noqa: BLE001 - the lease runs out, and the task is claimed again
+            _log.exception("the end of an ingestion task could not be written", task=task.id)
+            return
+        self._on_outcome("done" if done else "lost", outcome.chunk_count if done else 0)
 
     async def _fail(self, task: IngestTask, lease: Lease, message: str, *, retry: bool) -> None:
         if task.kind == "parse":

@@ -198,6 +198,26 @@ async def test_a_stopped_task_is_dropped_and_its_chunks_removed(parts):
     assert parts.records.events == []
 
 
+async def test_a_finish_whose_answer_is_lost_or_overtaken_costs_the_document_nothing(parts):
+    finish = parts.records.finish
+
+    async def finished_but_cut_off(task, worker, **counts):
+        parts.records.finish = finish
+        await finish(task, worker, **counts)
+        await asyncio.sleep(0.1)  # renewals go on meanwhile, if they are let, and find no task
+        raise Unavailable("the answer is lost")
+
+    parts.records.finish = finished_but_cut_off
+    parts.records.tasks += [parts.task("a", LONG)]
+    working = asyncio.create_task(parts.worker(lease_seconds=0.03).run())
+    await parts.records.ended(1)
+    await until(lambda: parts.outcomes)
+    working.cancel()
+    await asyncio.wait([working])
+    assert parts.outcomes == [("lost", 0)]  # as far as this worker knows
+    assert len(parts.chunks("a")) == parts.records.events[0][2] > 0
+
+
 async def test_cancelling_gives_the_task_back_and_kills_its_parser(parts):
     parts.embedder.may_go_on.clear()
     parts.records.tasks.append(parts.task("a", LONG * 50))
