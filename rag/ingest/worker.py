@@ -150,15 +150,10 @@ class Worker:
             await self._finish(task, outcome)
 
     async def _do(self, task: IngestTask, lease: Lease) -> Outcome:
-        if task.kind == "purge":
-            await self._pipeline.purge(task)
-            outcome = Outcome(0, 0, 0.0)
-        elif task.kind == "sweep":
-            await self._pipeline.discard(task)
-            outcome = Outcome(0, 0, 0.0)
-        else:
-            outcome = await self._pipeline.ingest(task, self._embedder_of(task.embedding_model), lease.tell)
-        return outcome
+        if task.kind == "parse":
+            return await self._pipeline.ingest(task, self._embedder_of(task.embedding_model), lease.tell)
+        await (self._pipeline.purge(task) if task.kind == "purge" else self._pipeline.discard(task))
+        return Outcome(0, 0, 0.0)
 
     async def _finish(self, task: IngestTask, outcome: Outcome) -> None:
         """Write that the task is done, its lease no longer renewed: a renewal beside it would find no task and call that a loss.
