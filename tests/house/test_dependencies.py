@@ -9,7 +9,7 @@ import pytest
 from tests.house.test_imports import MODULES, ROOT, imports
 
 # where a package's module has another name than the package
-MODULE_NAMES = {"charset-normalizer": "charset_normalizer", "pystemmer": "Stemmer"}
+MODULE_NAMES = {"charset-normalizer": "charset_normalizer", "pystemmer": "Stemmer", "pymysql": "pymysql"}
 
 
 def declared() -> list[str]:
