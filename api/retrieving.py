@@ -9,6 +9,7 @@ import structlog
 from api.errors import ApiError
 from api.parts import Parts
 from db.services import document_service, metadata_service
+from rag import stages
 from rag.errors import NotFound, Overloaded, ProviderError
 from rag.flow import question as helpers
 from rag.flow.metadata_filter import choose_conditions
@@ -67,6 +68,7 @@ async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
 
     Raises as `async_retrieval`.
     """
+    stages.flow("retrieval")
     missing = Missing()
     document_ids = await _document_ids(parts, search, question, missing)
     if document_ids == () or not question.strip():

@@ -13,6 +13,7 @@ from api.reference import reference_of
 from db.services import conversation_service
 from db.services.conversation_service import MessageRecord
 from db.session import Session
+from rag import stages
 from rag.flow.chat import Answer, AnswerDelta, ChatEvent
 
 log = structlog.get_logger("millrace.chat")
@@ -45,9 +46,11 @@ async def saving(turn: Turn | None, events: AsyncIterator[ChatEvent], metrics: M
     """
     sent: list[str] = []
     done = False
+    stages.flow("chat")
     try:
         async with aclosing(events):  # type: ignore[type-var]
             async for event in events:
+                stages.reached("first_token")
                 if isinstance(event, Answer):
                     metrics.degraded(event.degraded)
                     done = True  # from here on the write ends by itself, even if we are cancelled

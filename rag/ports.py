@@ -98,13 +98,16 @@ class BlobStore(Protocol):
         """For a blob whose pieces come over a long time. Does not block; there is nothing under the key before `commit`."""
 
     def open(self, key: str) -> BinaryIO:
-        """A readable stream. Raises `NotFound`."""
+        """A readable stream, checked as it is read: before the last bytes come out it may raise `Damaged`. Raises `NotFound`."""
 
     def local_path(self, key: str) -> AbstractContextManager[Path]:
-        """A file on this machine with the blob's bytes, valid inside the context. Raises `NotFound`."""
+        """A file on this machine with the blob's bytes, checked, valid inside the context. Raises `NotFound`, `Damaged`."""
 
     def delete(self, key: str) -> None:
         """Remove the blob; nothing happens if there is none."""
+
+    def list(self) -> Iterator[str]:
+        """The keys of all blobs, and of those that a write in the middle, or one that was killed, has not finished. In no order."""
 
     def health(self) -> dict[str, str]:
         """`{"type": ..., "status": "green" | "red"}`; never raises."""
@@ -142,6 +145,16 @@ class ChatModel(Protocol):
 
     async def complete(self, messages: Sequence[ChatMessage], options: ChatOptions) -> ChatReply:
         """The whole answer. Raises `ProviderError`."""
+
+
+class VendorObserver(Protocol):
+    """Is told of every call to a model's endpoint. `provider` is the operator's name for it, `kind` what the model does."""
+
+    def vendor_call(self, provider: str, kind: str, outcome: str, seconds: float) -> None:
+        """One attempt ended: "ok", or a word for what went wrong. `seconds` until the answer, or until a stream's first event."""
+
+    def vendor_retry(self, provider: str, kind: str) -> None:
+        """The call is sent a second time."""
 
 
 class Reranker(Protocol):

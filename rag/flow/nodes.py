@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from rag.errors import MillraceError
+from rag.stages import stage
 
 log = structlog.get_logger("millrace.flow")
 
@@ -96,7 +97,8 @@ async def _run_node(node: Node, outcome: Outcome) -> None:
     started = time.perf_counter()
     try:
         async with asyncio.timeout(node.timeout_seconds):
-            outcome.values[node.name] = await node.work(outcome.values)
+            with stage(node.name):
+                outcome.values[node.name] = await node.work(outcome.values)
     except Exception as error:
         if node.required:
             raise

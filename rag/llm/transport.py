@@ -7,10 +7,13 @@ module, neither in a message nor as the cause of an error.
 import asyncio
 import json
 import logging
+import re
 import ssl
 import time
+import zlib
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, TypeVar
@@ -20,6 +23,8 @@ import httpx
 import httpx_aiohttp
 import orjson
 
+from rag import tracing
+from rag.deadline import seconds_left
 from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable, Unavailable
 from rag.llm.endpoint import Endpoint
 
@@ -29,6 +34,8 @@ MAX_EVENT_BYTES = 1 << 20
 
 _CONNECT_SECONDS = 10.0
 _KEEPALIVE_SECONDS = 30.0
+_UNPACKED_BYTES = 1 << 16
+_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 _END_OF_STREAM = b"[DONE]"
 
 
@@ -86,9 +93,13 @@ class Transport:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()
 
     async def post_json(self, endpoint: Endpoint, body: Mapping[str, Any]) -> Any:
-        """The answer's JSON. Raises `ProviderError`; cancelling closes the connection."""
-        with _own_errors(endpoint):
-            async with asyncio.timeout(endpoint.timeout_seconds):
+        """The answer's JSON, within the endpoint's time or what the request has left. Raises `ProviderError`.
+
+        Cancelling closes the connection.
+        """
+        seconds = min(endpoint.timeout_seconds, seconds_left())
+        with _own_errors(endpoint, seconds):
+            async with asyncio.timeout(seconds):
                 response = await self._open(endpoint, body)
                 try:
                     raw = await _read(response, endpoint)
@@ -103,12 +114,13 @@ class Transport:
         close the connection. Raises `ProviderError`.
         """
         end = asyncio.get_running_loop().time() + endpoint.stream_seconds
-        with _own_errors(endpoint):
-            async with asyncio.timeout(endpoint.timeout_seconds):
+        seconds = min(endpoint.timeout_seconds, seconds_left())
+        with _own_errors(endpoint, seconds):
+            async with asyncio.timeout(seconds):
                 response = await self._open(endpoint, body)
             try:
                 if _is_json(response):
-                    async with asyncio.timeout(endpoint.timeout_seconds):
+                    async with asyncio.timeout(seconds):
                         raw = await _read(response, endpoint)
                     yield _parse(raw, endpoint)
                     yield None
@@ -127,8 +139,9 @@ class Transport:
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if endpoint.authorization:
             headers["authorization"] = endpoint.authorization
+        tracing.add_context(headers)
         request = self._client.build_request("POST", endpoint.url, content=_dump(body), headers=headers)
-        with _own_errors(endpoint, lost=ConnectionLost):
+        with _own_errors(endpoint, _CONNECT_SECONDS, lost=ConnectionLost):
             response = await self._client.send(request, stream=True)
         if response.is_success:
             return response
@@ -151,10 +164,32 @@ def _dump(body: Mapping[str, Any]) -> bytes:
         return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
 
 
+async def _pieces(response: httpx.Response, endpoint: Endpoint) -> AsyncIterator[bytes]:
+    """The body as it comes. Some gateways compress though they were asked not to: a piece never unpacks to more than 64 KiB at once."""
+    packing = response.headers.get("content-encoding", "identity").strip().lower()
+    if packing in ("identity", ""):
+        async for piece in response.aiter_raw():
+            yield piece
+        return
+    if packing not in ("gzip", "x-gzip", "deflate"):
+        raise ProviderBadReply(f"model {endpoint.model} answered in an encoding that it was not asked for")
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out by the header which of the two it is
+    try:
+        async for piece in response.aiter_raw():
+            while piece:
+                if unpacked := unpacker.decompress(piece, _UNPACKED_BYTES):
+                    yield unpacked
+                piece = unpacker.unconsumed_tail
+    except zlib.error:
+        raise ProviderBadReply(f"model {endpoint.model} answered something that cannot be unpacked") from None
+    if not unpacker.eof:
+        raise ProviderUnreachable(f"the connection to model {endpoint.model} failed")
+
+
 async def _read(response: httpx.Response, endpoint: Endpoint) -> bytes:
     """The body, refused as soon as it is over the limit."""
     body = bytearray()
-    async for piece in response.aiter_bytes():
+    async for piece in _pieces(response, endpoint):
         body += piece
         if len(body) > endpoint.max_reply_bytes:
             raise _too_long(endpoint, endpoint.max_reply_bytes)
@@ -167,7 +202,7 @@ async def _read_events(response: httpx.Response, endpoint: Endpoint, end: float)
     https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
     """
     loop = asyncio.get_running_loop()
-    pieces = response.aiter_bytes()
+    pieces = _pieces(response, endpoint)
     parser = EventParser()
     due = min(end, loop.time() + endpoint.timeout_seconds)
     received = 0
@@ -245,7 +280,7 @@ def _refusal(response: httpx.Response, endpoint: Endpoint) -> ProviderError:
         case 404:
             return ProviderRefused(f"the endpoint of model {endpoint.model} does not know the model or the address")
         case 429 | 503:
-            wait = _retry_after(response.headers.get("retry-after"))
+            wait = _retry_after(response.headers)
             return ProviderBusy(f"the endpoint of model {endpoint.model} is busy", retry_after_seconds=wait)
         case 408 | 502 | 504:
             return ProviderUnreachable(f"model {endpoint.model} cannot be reached through its gateway")
@@ -256,17 +291,21 @@ def _refusal(response: httpx.Response, endpoint: Endpoint) -> ProviderError:
     return ProviderError(f"the endpoint of model {endpoint.model} failed")
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which is a number or a date (RFC 9110, 10.2.3); None when it is neither."""
-    if value is None:
-        return None
-    if value.isascii() and value.isdigit():
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds that the endpoint asks for; None when it does not, or in no form that is known.
+
+    `Retry-After` is a number of seconds or a date (RFC 9110, 10.2.3). `retry-after-ms` is more exact, where a vendor sends it.
+    """
+    if _NUMBER.fullmatch(milliseconds := headers.get("retry-after-ms", "")):
+        return float(milliseconds) / 1000
+    value = headers.get("retry-after", "")
+    if _NUMBER.fullmatch(value):
         return float(value)
     try:
         date = parsedate_to_datetime(value)
     except ValueError:
         return None
-    return max(0.0, date.timestamp() - time.time())
+    return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time())
 
 
 def _too_long(endpoint: Endpoint, limit: int) -> ProviderBadReply:
@@ -274,15 +313,18 @@ def _too_long(endpoint: Endpoint, limit: int) -> ProviderBadReply:
 
 
 @contextmanager
-def _own_errors(endpoint: Endpoint, lost: type[ProviderUnreachable] = ProviderUnreachable) -> Iterator[None]:
-    """Turns what the HTTP client raises into our errors, without a cause: theirs hold addresses. `lost` is for a broken connection."""
+def _own_errors(endpoint: Endpoint, seconds: float, lost: type[ProviderUnreachable] = ProviderUnreachable) -> Iterator[None]:
+    """Turns what the HTTP client raises into our errors, without a cause: theirs hold addresses.
+
+    `seconds` is how long was waited when it was too long, `lost` for a broken connection.
+    """
     try:
         yield
     except (httpx.DecodingError, httpx.RemoteProtocolError, aiohttp.ClientResponseError):
         raise ProviderBadReply(f"model {endpoint.model} answered something that is not HTTP") from None
     except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
         if _is_timeout(error):
-            raise ProviderUnreachable(f"model {endpoint.model} did not answer within {endpoint.timeout_seconds:g} seconds") from None
+            raise ProviderUnreachable(f"model {endpoint.model} did not answer within {seconds:.3g} seconds") from None
         raise lost(f"the connection to model {endpoint.model} failed") from None
 
 

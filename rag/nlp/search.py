@@ -20,6 +20,7 @@ from rag.nlp.fuse import Ranking, fuse, fuse_reranked
 from rag.nlp.highlight import Highlighter
 from rag.nlp.query import question_terms
 from rag.ports import ChunkStore, Embedder, Reranker
+from rag.stages import stage
 from rag.threads import Lane
 from rag.types import Candidates, Chunk, DocumentCount, RankedChunk, Retrieval, SearchRequest, Term
 
@@ -272,7 +273,8 @@ class _Stopwatch:
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
-            yield
+            with stage(name):
+                yield
         finally:
             self._stages[name] = self._stages.get(name, 0.0) + (time.perf_counter() - started) * 1000.0
 
