@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rag.errors import NotFound, SettingsError
-from rag.llm.breaker import Breaker
+from rag.llm.breaker import VendorBreaker
 from rag.llm.chat_model import OpenAIChatModel
 from rag.llm.embedding_model import OpenAIEmbedder
 from rag.llm.endpoint import Endpoint, authorization, openai_url
@@ -118,8 +118,8 @@ class Registry:
         self._cache_dir = cache_dir
         self._query_cache_size = query_cache_size
         self._rerank_seconds = rerank_seconds
-        self._breakers: dict[tuple[str, str], Breaker] = {}
-        self._breaker_of: dict[tuple[Kind, str], Breaker] = {}
+        self._breakers: dict[tuple[str, str], VendorBreaker] = {}
+        self._breaker_of: dict[tuple[Kind, str], VendorBreaker] = {}
         self._specs = _with_built_in(specs)
         _check_specs(self._specs)
         self._by_name = {(spec.kind, name): spec for spec in self._specs for name in (spec.identifier, spec.id)}
@@ -172,11 +172,11 @@ class Registry:
         return FailoverReranker(asked, self._lanes[0], self._rerank_seconds)
 
     @property
-    def breakers(self) -> Sequence[Breaker]:
+    def breakers(self) -> Sequence[VendorBreaker]:
         """One for each provider and address that models of this server are asked at."""
         return tuple(self._breakers.values())
 
-    def breaker_of(self, name: str, kind: Kind) -> Breaker | None:
+    def breaker_of(self, name: str, kind: Kind) -> VendorBreaker | None:
         """The breaker before the model that `name` means; None for a model that runs in this server. Raises as `resolve`."""
         return self._breaker_of.get((kind, self.resolve(name, kind).identifier))
 
@@ -245,7 +245,7 @@ class Registry:
         return vendor(spec.name, endpoint, self._transport, self._guard(spec, endpoint, repeats_failures=True), spec.context_tokens)
 
     def _guard(self, spec: ModelSpec, endpoint: Endpoint, *, repeats_failures: bool = False) -> Guard:
-        breaker = self._breakers.setdefault((spec.provider, endpoint.url), Breaker(f"provider {spec.provider}"))
+        breaker = self._breakers.setdefault((spec.provider, endpoint.url), VendorBreaker(f"provider {spec.provider}"))
         self._breaker_of[spec.kind, spec.identifier] = breaker
         return Guard(spec.identifier, spec.concurrency, spec.timeout_seconds, breaker=breaker, repeats_failures=repeats_failures)
 

@@ -105,21 +105,16 @@ class VendorReranker:
         return scaled(scores, logits=self.logits), total_tokens([tokens for _, tokens in answers])
 
     async def _ask(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
-        """One batch. The first attempt may take half of the time, so that a second one is possible."""
+        """One batch."""
         body = self.body(query, texts)
         longest = _REPLY_BYTES + _REPLY_BYTES_PER_CHARACTER * sum(map(len, texts))
-        shares = iter((0.5, 1.0))
+        endpoint = replace(self._endpoint, max_reply_bytes=min(longest, self._endpoint.max_reply_bytes))
 
         async def attempt() -> tuple[np.ndarray, int | None]:
-            endpoint = replace(
-                self._endpoint,
-                timeout_seconds=max(0.0, round(next(shares) * seconds_left(), 3)),
-                max_reply_bytes=min(longest, self._endpoint.max_reply_bytes),
-            )
             reply = await self._transport.post_json(endpoint, body)
             return placed_scores(self.entries(reply), len(texts), self.score_key, endpoint.model), token_count(reply)
 
-        return await self._guard.call(attempt, seconds_left())
+        return await self._guard.call(attempt)
 
 
 class TextEmbeddingsInferenceRerank(VendorReranker):

@@ -25,7 +25,7 @@ from rag.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
-from rag.llm.breaker import Breaker, CircuitOpen
+from rag.llm.breaker import CircuitOpen, VendorBreaker
 from rag.llm.endpoint import Endpoint, authorization
 from rag.llm.rerank_chain import FailoverReranker
 from rag.llm.rerank_model import VENDORS, VendorReranker, vendor_class
@@ -92,7 +92,7 @@ Opener = Callable[..., VendorReranker]
 
 @pytest.fixture
 def reranker_at(simulator: VendorSimulator, transport: Transport) -> Opener:
-    def opened(server: Server, *, seconds: float = 5.0, concurrency: int = 8, breaker: Breaker | None = None) -> VendorReranker:
+    def opened(server: Server, *, seconds: float = 5.0, concurrency: int = 8, breaker: VendorBreaker | None = None) -> VendorReranker:
         vendor, base_url = vendor_class(server.provider), simulator.base_url + server.wire.base
         model = MODELS.get(server.provider, "some/model")
         name = f"{model}@{server.provider}"
@@ -426,7 +426,7 @@ async def test_a_dead_vendor_is_not_asked_until_it_may_be_well_again(
     server: Server, reranker_at: Opener, simulator: VendorSimulator, vendors: RerankVendors
 ) -> None:
     now = 0.0
-    reranker = reranker_at(server, breaker=Breaker("P", min_calls=2, rest_seconds=5.0, clock=lambda: now))
+    reranker = reranker_at(server, breaker=VendorBreaker("P", min_calls=2, rest_seconds=5.0, clock=lambda: now))
     simulator.choose = lambda request: Behaviour(status=401 if len(simulator.requests) == 1 else 500)
     for expected in (ProviderRefused, ProviderError, ProviderError):
         with pytest.raises(expected):
