@@ -1,6 +1,6 @@
 """The Protocols between packages: what a part must offer to stand in Millrace. Implementations never import each other."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
