@@ -9,11 +9,17 @@ from quart import Quart, Response, request
 
 from api.drain import Drain
 from api.metrics import UNMATCHED, Metrics
+from rag import tracing
+from rag.stages import Stages, recording
 
 ROUTE = "millrace.route"
+REFUSED = "refused"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 CLIENT_GONE = 499
+SERVER_ERROR = 500
+EVENT_STREAM = b"text/event-stream"
+FLOWS_WITH_TOTAL = frozenset({"retrieval", "chat"})
 
 log = structlog.get_logger("millrace.access")
 
@@ -24,6 +30,7 @@ class Answer:
     def __init__(self) -> None:
         self.status = CLIENT_GONE
         self.request_id: str | None = None
+        self.streamed = False
         self._ended = False
         self._missing: int | None = None
 
@@ -39,6 +46,8 @@ class Answer:
             match name.lower():
                 case b"x-request-id":
                     self.request_id = value.decode()
+                case b"content-type":
+                    self.streamed = value.startswith(EVENT_STREAM)
                 case b"content-length":
                     self._missing = int(value)
 
@@ -50,7 +59,7 @@ class Answer:
 
 
 class Observed:
-    """An ASGI application that logs, counts and times the requests of the one it wraps."""
+    """An ASGI application that logs, counts, times and traces the requests of the one it wraps."""
 
     def __init__(self, app: Any, metrics: Metrics, drain: Drain) -> None:
         self._app = app
@@ -67,31 +76,43 @@ class Observed:
             await self._app(scope, receive, send)
             return
         scope.setdefault("state", {})  # shared with what the application makes of the scope
-        started = time.perf_counter()
         answer = Answer()
 
         async def observed_send(event: ASGISendEvent) -> None:
             if event["type"] == "http.response.start":
                 answer.start(event)
+                if answer.streamed:
+                    self._metrics.streams.inc()
                 if self._drain.draining:
                     event = event | {"headers": [*event["headers"], (b"connection", b"close")]}
             elif event["type"] == "http.response.body":
                 answer.go_on(event)
             await send(event)
 
-        self._metrics.in_flight.inc()
-        try:
-            await self._app(scope, receive, observed_send)
-        finally:
-            self._metrics.in_flight.dec()
-            self._record(scope, answer, time.perf_counter() - started)
-
-    def _record(self, scope: Scope, answer: Answer, seconds: float) -> None:
         method = scope["method"] if scope["method"] in METHODS else "other"
-        route = scope["state"].get(ROUTE, UNMATCHED)
+        self._metrics.in_flight.inc()
+        with tracing.server_span(method, scope["headers"]) as span, recording() as record:
+            trace_id = tracing.trace_id()
+            if trace_id is not None:
+                structlog.contextvars.bind_contextvars(trace_id=trace_id)
+            try:
+                await self._app(scope, receive, observed_send)
+            finally:
+                self._metrics.in_flight.dec()
+                if answer.streamed:
+                    self._metrics.streams.dec()
+                self._record(method, scope["state"].get(ROUTE, UNMATCHED), answer, record, span)
+
+    def _record(self, method: str, route: str, answer: Answer, record: Stages, span: tracing.Span) -> None:
+        seconds = time.perf_counter() - record.started
         self._metrics.request(method, route, answer.status, seconds)
-        if route in QUIET:
-            return
+        stages = record.seconds.copy()  # a thread of a request that was given up may still add to it
+        if record.flow in FLOWS_WITH_TOTAL:
+            stages["total"] = seconds
+        self._metrics.stages(record.flow, stages)
+        _describe(span, method, route, answer)
+        if route in QUIET or route == REFUSED:
+            return  # refusals are counted: a line for each would cost more than the refusal
         log.info(
             "request",
             method=method,
@@ -101,6 +122,15 @@ class Observed:
             request_id=answer.request_id,
             complete=answer.complete,
         )
+
+
+def _describe(span: tracing.Span, method: str, route: str, answer: Answer) -> None:
+    span.rename(f"{method} {route}")
+    span.set("http.request.method", method)
+    span.set("http.route", route)
+    span.set("http.response.status_code", answer.status)
+    if answer.status >= SERVER_ERROR or not answer.complete:
+        span.fail(str(answer.status) if answer.status >= SERVER_ERROR else "client_gone")
 
 
 def observe(app: Quart, metrics: Metrics, drain: Drain) -> None:

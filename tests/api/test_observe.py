@@ -34,7 +34,7 @@ async def observe(
     async def send(event: Any) -> None:
         sent.append(event)
 
-    scope: Any = {"type": "http", "method": "GET", "path": "/things/secret", "query_string": b"q=secret"}
+    scope: Any = {"type": "http", "method": "GET", "path": "/things/secret", "query_string": b"q=secret", "headers": []}
     with capture_logs() as lines, suppress(ValueError):
         await Observed(app, metrics, drain or Drain())(scope, None, send)  # type: ignore[arg-type]
     return sent, (lines or [{}])[0], metrics
