@@ -12,11 +12,11 @@ from contextlib import suppress
 from typing import TextIO
 
 import structlog
-from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config
 from quart import Quart
 
 from api.app import create_app
+from api.connections import Connections
 from api.keys import ensure_first_key, reason_of
 from api.logs import report_loop_error
 from api.observe import observe
@@ -128,47 +128,37 @@ def _stop_signal() -> asyncio.Event:
 
 async def _run(app: Quart, parts: Parts, listener: socket.socket, stop: asyncio.Event, api_key: str) -> None:
     url = url_of(listener)
-    closing = asyncio.Event()
-    server = asyncio.create_task(
-        hypercorn_serve(app, _config(listener, parts.settings.drain_seconds), shutdown_trigger=closing.wait, mode="asgi")
-    )
+    connections = Connections(app, listener, _config())
+    await connections.open()
     announce(url, api_key)
     log.info("serving", url=url)
-    waiting = asyncio.create_task(stop.wait())
-    await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if server.done():
-        await server
-        return
+    await stop.wait()
     log.info("draining", seconds=parts.settings.drain_seconds)
-    await _drain(parts, server, closing)
+    await _drain(parts, connections)
     log.info("stopped")
 
 
-async def _drain(parts: Parts, server: asyncio.Task[None], closing: asyncio.Event) -> None:
+async def _drain(parts: Parts, connections: Connections) -> None:
     seconds = parts.settings.drain_seconds
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     parts.drain.start()
-    await asyncio.sleep(min(LAST_CALL_SECONDS, seconds / 4))
-    closing.set()
-    await asyncio.wait({server}, timeout=max(0.0, deadline - min(FAREWELL_SECONDS, seconds / 4) - loop.time()))
+    await connections.stop_accepting(min(LAST_CALL_SECONDS, seconds / 4))
+    finished = asyncio.create_task(connections.finish())
+    await asyncio.wait({finished}, timeout=max(0.0, deadline - min(FAREWELL_SECONDS, seconds / 4) - loop.time()))
     parts.drain.expire()
-    await asyncio.wait({server}, timeout=max(0.0, deadline - loop.time()))
-    if not server.done():
+    await asyncio.wait({finished}, timeout=max(0.0, deadline - loop.time()))
+    if not finished.done():
         log.warning("requests cut: the drain time is over")
-        server.cancel()
-    with suppress(asyncio.CancelledError):
-        await server
+        connections.cut()
+    await finished
 
 
-def _config(listener: socket.socket, drain_seconds: float) -> Config:
+def _config() -> Config:
     config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
     config.backlog = BACKLOG
     config.keep_alive_timeout = KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = 1_000_000
-    config.graceful_timeout = drain_seconds
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn.error")
