@@ -5,7 +5,8 @@ from typing import Any
 from api.context import parts
 from api.errors import ApiError
 from rag.errors import NotFound
-from rag.llm.registry import UnknownProvider, split_identifier
+from rag.llm.endpoint import split_identifier
+from rag.llm.registry import UnknownProvider
 
 
 def known_embedding(name: str) -> bool:

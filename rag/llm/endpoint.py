@@ -59,3 +59,12 @@ def authorization(base_url: str, api_key: str | None) -> str:
         return ""
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def split_identifier(identifier: str) -> tuple[str, str]:
+    """Model and provider of `<model>@<provider>` or `<model>@<instance>@<provider>`; the provider is "" when there is none."""
+    rest, _, provider = identifier.rpartition("@")
+    if not rest:
+        return identifier, ""
+    model, _, instance = rest.rpartition("@")
+    return model or instance, provider
