@@ -34,6 +34,8 @@ from rag.types import Chunk, ChunkTerms
 QUERY_CACHE_SIZE = 256
 # people wait for searches and answers, nobody for the next chunk of a document
 INGEST_NICE = 10
+# a local reranker reads for a second or more what an embedded question takes milliseconds for
+RERANK_NICE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,13 @@ class Lanes:
     search: Lane
     blob: Lane
     model: Lane
+    rerank: Lane
     ingest_model: Lane
 
     @property
     def all(self) -> tuple[Lane, ...]:
         """Every lane."""
-        return (self.db, self.search, self.blob, self.model, self.ingest_model)
+        return (self.db, self.search, self.blob, self.model, self.rerank, self.ingest_model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,8 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
         store = EmbeddedStore(data_dir / "chunks", analyser_version=ANALYSER_VERSION, analyse=terms_of)
         stack.callback(store.close)
         client = await stack.enter_async_context(open_client())
-        models = open_models(settings, model_keys, Transport(client), lanes, data_dir)
+        models = open_models(settings, model_keys, Transport(client), lanes, data_dir, metrics)
+        metrics.watch_breakers(models.breaker_states)
         warmup, drain = Warmup(models, lanes.model), Drain()
         background = [warmup.run()]
         worker = None
@@ -117,9 +121,10 @@ def open_lanes(settings: Settings, metrics: Metrics) -> Lanes:
         "search": settings.search_threads,
         "blob": settings.blob_threads,
         "model": settings.model_threads,
+        "rerank": settings.rerank_threads,
         "ingest_model": settings.ingest_model_threads,
     }
-    nice = {"ingest_model": INGEST_NICE}
+    nice = {"rerank": RERANK_NICE, "ingest_model": INGEST_NICE}
     return Lanes(
         **{name: Lane(name, threads, settings.queue_limit, metrics.lane_wait, nice=nice.get(name, 0)) for name, threads in sizes.items()}
     )
@@ -151,7 +156,7 @@ def open_worker(
 
 
 def open_models(
-    settings: Settings, model_keys: Mapping[str, str], transport: Transport, lanes: Lanes, data_dir: Path
+    settings: Settings, model_keys: Mapping[str, str], transport: Transport, lanes: Lanes, data_dir: Path, metrics: Metrics
 ) -> Registry:  # fmt: skip
     """The models of the settings and the built-in ones. Raises `SettingsError`."""
     specs = [
@@ -163,9 +168,11 @@ def open_models(
         transport,
         query_lane=lanes.model,
         document_lane=lanes.ingest_model,
+        rerank_lane=lanes.rerank,
         cache_dir=settings.cache_dir or data_dir / "cache",
         query_cache_size=QUERY_CACHE_SIZE,
         rerank_seconds=settings.rerank_timeout_seconds,
+        observer=metrics,
     )
 
 

@@ -95,7 +95,7 @@ async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
         search_lane=parts.lanes.search,
         embedder=embedder,
         reranker=reranker,
-        model_lane=parts.lanes.model,
+        model_lane=parts.lanes.rerank,
         document_names=names,
     )
     return replace(found, degraded=(*found.degraded, *missing), reasons={**missing, **found.reasons}) if missing else found

@@ -51,7 +51,11 @@ path = "/models/bge-small-en-v1.5"
 """
 
 # defaults that depend on the machine
-BY_CORES = {"model_threads": "the number of cores", "ingest_model_threads": "the number of cores - 1"}
+BY_CORES = {
+    "model_threads": "the number of cores",
+    "rerank_threads": "the number of cores - 1",
+    "ingest_model_threads": "the number of cores - 1",
+}
 
 
 def settings_page() -> str:

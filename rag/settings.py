@@ -37,8 +37,14 @@ class ModelSettings(BaseModel):
     path: Path | None = Field(None, description="a model directory on this machine; beside a base_url it only counts tokens (embedding)")
     context_tokens: Positive = Field(8192, description="tokens read and written together (chat), or of query and text (rerank)")
     dimension: Positive | None = Field(None, description="length of its vectors; asked of the endpoint when left out (embedding)")
-    max_batch: Positive = Field(32, description="texts sent in one call (embedding)")
-    concurrency: Positive = Field(64, description="calls under way at once")
+    max_batch: Positive | None = Field(
+        None, description="texts sent in one call; 32 when left out (embedding), as many as its vendor takes (rerank)"
+    )
+    concurrency: Positive | None = Field(
+        None,
+        description="calls under way at once, shared by the models of one provider and kind, of which the smallest number counts; "
+        "128 when left out, 1024 for chat",
+    )
     timeout_seconds: Seconds = Field(60.0, description="longest wait for an answer, or for the next piece of a streamed one")
     languages: list[str] | None = Field(None, description="languages an embedding model understands (ISO 639-1); all when left out")
     pooling: Literal["cls", "mean", "max", "mean_sqrt", "last"] | None = Field(
@@ -59,6 +65,10 @@ class Settings(BaseModel):
     data_dir: Path = Field(Path("data"), description="where documents, the database and the index live")
     cache_dir: Path | None = Field(None, description="where what is built from model weights is kept; `<data_dir>/cache` when left out")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line that is logged")
+    slow_callback_seconds: float = Field(
+        0.0, ge=0, description="steps that hold the event loop for more CPU time are logged, with where they were, and counted; 0 is off",
+        json_schema_extra=SECONDS,
+    )  # fmt: skip
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto writes text to a terminal and JSON elsewhere")
 
     max_upload_bytes: Positive = Field(1 << 30, description="largest file that is taken", json_schema_extra=BYTES)
@@ -67,12 +77,23 @@ class Settings(BaseModel):
     chat_timeout_seconds: Seconds = Field(600.0, description="deadline of a whole chat answer", json_schema_extra=SECONDS)
     drain_seconds: Seconds = Field(30.0, description="how long a stopping server lets requests finish", json_schema_extra=SECONDS)
 
+    blob_url: str = Field("", description="where uploaded files are kept: `s3://bucket/prefix`; `<data_dir>/blobs` when left out")
+    blob_endpoint: str = Field("", description="address of an S3 service that is not Amazon's; keys come from the AWS_ variables")
+    blob_region: str = Field("", description="region of the bucket; `AWS_REGION` or us-east-1 when left out")
+    blob_timeout_seconds: Seconds = Field(15.0, description="longest wait for one request to the S3 service", json_schema_extra=SECONDS)
+
     db_threads: Positive = Field(8, description="threads for the database")
     search_threads: Positive = Field(4, description="threads for the search store")
     blob_threads: Positive = Field(4, description="threads for reading and writing files")
     model_threads: Positive = Field(CORES, description="threads for local models answering queries")
+    rerank_threads: Positive = Field(max(1, CORES - 1), description="threads for local rerankers")
     ingest_model_threads: Positive = Field(max(1, CORES - 1), description="threads for local models embedding documents")
     queue_limit: Positive = Field(1024, description="calls that may wait for a thread of a pool; more are refused with 503")
+
+    patience_seconds: Seconds = Field(
+        2.0, description="a request that would wait longer for its turn is refused with 503; chats may wait five times as long",
+        json_schema_extra=SECONDS,
+    )  # fmt: skip
 
     ingest_workers: int = Field(
         32, ge=0, description="documents this server works on at once, a quarter of them of one tenant; 0 leaves it to `millrace worker`"

@@ -5,9 +5,10 @@ import contextvars
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -15,6 +16,42 @@ from rag.errors import Overloaded, Unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Load:
+    """What one request takes of this server. It travels with the request's context; whoever admitted the request reads it.
+
+    `lane_seconds` maps a lane's name to the seconds the request had a thread of it, divided by the lane's threads: how long the
+    lane as a whole was taken.
+    """
+
+    __slots__ = ("lane_seconds",)
+
+    def __init__(self) -> None:
+        self.lane_seconds: dict[str, float] = {}
+
+    def leave(self) -> None:
+        """From now on the request waits for somebody else and takes nothing. On the event loop."""
+
+    def come_back(self) -> None:
+        """It works again. On the event loop; as often as `leave`."""
+
+
+current_load: ContextVar[Load | None] = ContextVar("load", default=None)
+
+
+@contextmanager
+def away() -> Iterator[None]:
+    """Around a wait for somebody else, a vendor or the client: the request takes no place among those that work here meanwhile."""
+    load = current_load.get()
+    if load is None:
+        yield
+        return
+    load.leave()
+    try:
+        yield
+    finally:
+        load.come_back()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +104,19 @@ class Lane:
             if self._in_flight >= self._threads + self._queue_limit:
                 raise Overloaded(f"the {self.name} queue is full ({self._queue_limit} calls wait)")
             self._in_flight += 1
-        context = contextvars.copy_context()
+        context, load = contextvars.copy_context(), current_load.get()
         submitted = time.perf_counter()
 
         def work() -> T:
+            started = time.perf_counter()
             if self._on_wait is not None:
-                self._on_wait(self.name, time.perf_counter() - submitted)
-            return context.run(call, *args, **kwargs)
+                self._on_wait(self.name, started - submitted)
+            try:
+                return context.run(call, *args, **kwargs)
+            finally:
+                if load is not None:
+                    taken = (time.perf_counter() - started) / self._threads
+                    load.lane_seconds[self.name] = load.lane_seconds.get(self.name, 0.0) + taken
 
         try:
             future = self._executor.submit(work)

@@ -51,10 +51,15 @@ class OpenAIChatModel:
     async def complete(self, messages: Sequence[ChatMessage], options: ChatOptions) -> ChatReply:
         """The whole answer. Raises `ProviderError`."""
         body = self._body(messages, options)
-        reply = await self._guard.call(lambda: self._transport.post_json(self._endpoint, body))
-        choice = self._choice(reply)
-        if not isinstance(choice.get("message"), dict):
-            raise ProviderBadReply(f"model {self._endpoint.model} answered without a message")
+
+        async def attempt() -> tuple[Any, Mapping[str, Any]]:
+            reply = await self._transport.post_json(self._endpoint, body)
+            choice = self._choice(reply)
+            if not isinstance(choice.get("message"), dict):
+                raise ProviderBadReply(f"model {self._endpoint.model} answered without a message")
+            return reply, choice
+
+        reply, choice = await self._guard.call(attempt)
         splitter = ThinkSplitter()
         deltas = [*_deltas(choice, splitter), *splitter.flush()]
         return ChatReply(

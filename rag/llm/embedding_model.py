@@ -83,8 +83,12 @@ class OpenAIEmbedder:
     async def _embed(self, texts: Sequence[str]) -> np.ndarray:
         # base64 is a third of the bytes of decimal numbers and no work to parse; endpoints that cannot do it send numbers.
         body = {"model": self.name, "input": list(texts), "encoding_format": "base64"}
-        reply = await self._guard.call(lambda: self._transport.post_json(self._endpoint, body))
-        vectors = unit_rows(self._placed(reply, len(texts)), self._endpoint.model)
+
+        async def attempt() -> np.ndarray:
+            reply = await self._transport.post_json(self._endpoint, body)
+            return unit_rows(self._placed(reply, len(texts)), self._endpoint.model)
+
+        vectors = await self._guard.call(attempt)
         self._dimension = vectors.shape[1]
         return vectors
 

@@ -6,19 +6,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from rag.breaker import State
 from rag.errors import NotFound, SettingsError
 from rag.llm.breaker import VendorBreaker
 from rag.llm.chat_model import OpenAIChatModel
 from rag.llm.embedding_model import OpenAIEmbedder
-from rag.llm.endpoint import Endpoint, authorization, openai_url
+from rag.llm.endpoint import Endpoint, authorization, openai_url, split_identifier
 from rag.llm.local import LocalEmbedder
 from rag.llm.model_directory import bundled_is_installed, bundled_model_path, read_model_directory
+from rag.llm.observed import Calls
 from rag.llm.rerank_chain import FailoverReranker
 from rag.llm.rerank_local import LocalReranker, read_cross_encoder
 from rag.llm.rerank_model import vendor_class
-from rag.llm.resilience import Guard
+from rag.llm.resilience import Guard, Turns
 from rag.llm.transport import Transport
-from rag.ports import ChatModel, Embedder, Reranker
+from rag.ports import ChatModel, Embedder, Reranker, VendorObserver
 from rag.settings import ModelSettings
 from rag.threads import Lane
 
@@ -30,6 +32,9 @@ EXTRACTIVE_CHAT = "extractive@Millrace"
 
 # Rerankers asked for one request: the wanted one and those that stand in for it.
 _RERANKERS_ASKED = 3
+_EMBEDDING_BATCH = 32
+# Calls at once where a model names no number. A streamed answer takes long, and is waiting for most of it.
+_CONCURRENCY: Mapping[Kind, int] = {"chat": 1024, "embedding": 128, "rerank": 128}
 _ID_NAMESPACE = uuid.UUID("6f3b1c2e-6c0e-5c62-9f0f-0d5a4d1f7c11")
 
 
@@ -67,8 +72,8 @@ class ModelSpec:
     path: Path | None = None
     context_tokens: int = 8192
     dimension: int | None = None
-    max_batch: int = 32
-    concurrency: int = 64
+    max_batch: int | None = None
+    concurrency: int | None = None
     timeout_seconds: float = 60.0
     stream_seconds: float = 600.0
     languages: tuple[str, ...] = ()
@@ -105,19 +110,25 @@ class Registry:
         *,
         query_lane: Lane,
         document_lane: Lane,
+        rerank_lane: Lane,
         cache_dir: Path,
         query_cache_size: int = 0,
         rerank_seconds: float = 10.0,
+        observer: VendorObserver | None = None,
     ) -> None:
-        """`cache_dir` takes graphs built from weights; reranking takes at most `rerank_seconds` of a request.
+        """`cache_dir` takes graphs built from weights; reranking takes at most `rerank_seconds` of a request. `observer` is told of
+        every call to an endpoint.
 
         Raises `SettingsError` for specs or aliases that contradict each other.
         """
         self._transport = transport
         self._lanes = (query_lane, document_lane)
+        self._rerank_lane = rerank_lane
         self._cache_dir = cache_dir
         self._query_cache_size = query_cache_size
         self._rerank_seconds = rerank_seconds
+        self._observer = observer
+        self._turns: dict[tuple[str, Kind], Turns] = {}
         self._breakers: dict[tuple[str, str], VendorBreaker] = {}
         self._breaker_of: dict[tuple[Kind, str], VendorBreaker] = {}
         self._specs = _with_built_in(specs)
@@ -169,12 +180,16 @@ class Registry:
         wanted = self.resolve(name, "rerank").identifier
         order = [wanted, *(identifier for identifier in self._rerankers if identifier != wanted)][:_RERANKERS_ASKED]
         asked = {identifier: self._rerankers[identifier] for identifier in order}
-        return FailoverReranker(asked, self._lanes[0], self._rerank_seconds)
+        return FailoverReranker(asked, self._rerank_lane, self._rerank_seconds)
 
     @property
     def breakers(self) -> Sequence[VendorBreaker]:
         """One for each provider and address that models of this server are asked at."""
         return tuple(self._breakers.values())
+
+    def breaker_states(self) -> Sequence[tuple[str, Kind, State]]:
+        """Provider, kind and the breaker's state of each model that is asked at an endpoint."""
+        return [(split_identifier(model)[1], kind, breaker.state) for (kind, model), breaker in self._breaker_of.items()]
 
     def breaker_of(self, name: str, kind: Kind) -> VendorBreaker | None:
         """The breaker before the model that `name` means; None for a model that runs in this server. Raises as `resolve`."""
@@ -204,7 +219,7 @@ class Registry:
                 self._guard(spec, endpoint),
                 tokenizer_path=(spec.path or bundled_model_path()) / "tokenizer.json",
                 dimension=spec.dimension,
-                max_batch=spec.max_batch,
+                max_batch=spec.max_batch or _EMBEDDING_BATCH,
                 languages=spec.languages,
                 query_prompt=spec.query_prompt or "",
                 document_prompt=spec.document_prompt or "",
@@ -242,21 +257,18 @@ class Registry:
         if not (spec.base_url or vendor.default_base_url):
             raise SettingsError(f"model {spec.identifier}: a rerank model needs a base_url or a path")
         endpoint = _endpoint(replace(spec, base_url=spec.base_url or vendor.default_base_url), vendor.url, spec.name)
-        return vendor(spec.name, endpoint, self._transport, self._guard(spec, endpoint, repeats_failures=True), spec.context_tokens)
+        guard = self._guard(spec, endpoint, repeats_failures=True)
+        return vendor(spec.name, endpoint, self._transport, guard, spec.context_tokens, spec.max_batch)
 
     def _guard(self, spec: ModelSpec, endpoint: Endpoint, *, repeats_failures: bool = False) -> Guard:
+        """The model's guard. Models of one provider and kind share their turns, those at one address a breaker."""
         breaker = self._breakers.setdefault((spec.provider, endpoint.url), VendorBreaker(f"provider {spec.provider}"))
         self._breaker_of[spec.kind, spec.identifier] = breaker
-        return Guard(spec.identifier, spec.concurrency, spec.timeout_seconds, breaker=breaker, repeats_failures=repeats_failures)
-
-
-def split_identifier(identifier: str) -> tuple[str, str]:
-    """Model and provider of `<model>@<provider>` or `<model>@<instance>@<provider>`; the provider is "" when there is none."""
-    rest, _, provider = identifier.rpartition("@")
-    if not rest:
-        return identifier, ""
-    model, _, instance = rest.rpartition("@")
-    return model or instance, provider
+        siblings = [other for other in self._specs if (other.provider, other.kind) == (spec.provider, spec.kind)]
+        concurrency = min(other.concurrency or _CONCURRENCY[spec.kind] for other in siblings)
+        turns = self._turns.setdefault((spec.provider, spec.kind), Turns(concurrency))
+        calls = Calls(spec.identifier, spec.kind, self._observer)
+        return Guard(spec.identifier, turns, spec.timeout_seconds, breaker=breaker, repeats_failures=repeats_failures, calls=calls)
 
 
 def _with_built_in(specs: Sequence[ModelSpec]) -> list[ModelSpec]:

@@ -48,13 +48,19 @@ class VendorReranker:
     score_key: ClassVar[str] = "relevance_score"
     logits: ClassVar[bool] = False
 
-    def __init__(self, name: str, endpoint: Endpoint, transport: Transport, guard: Guard, context_tokens: int = 8192) -> None:
-        """`name` is the model's name as its endpoint knows it, `context_tokens` what it reads of query and text together."""
+    def __init__(
+        self, name: str, endpoint: Endpoint, transport: Transport, guard: Guard, context_tokens: int = 8192, batch: int | None = None
+    ) -> None:
+        """`name` is the model's name as its endpoint knows it, `context_tokens` what it reads of query and text together.
+
+        `batch` texts are sent in one call, `max_batch` where it is not given.
+        """
         self.name = name
         self._endpoint = endpoint
         self._transport = transport
         self._guard = guard
         self._context_tokens = min(context_tokens, self.most_tokens())
+        self._batch = batch or self.max_batch
 
     @classmethod
     def url(cls, base_url: str, name: str) -> str:
@@ -99,8 +105,8 @@ class VendorReranker:
         return scores, tokens
 
     async def _score(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
-        starts = range(0, len(texts), self.max_batch)
-        answers = await _together([self._ask(query, texts[start : start + self.max_batch]) for start in starts])
+        starts = range(0, len(texts), self._batch)
+        answers = await _together([self._ask(query, texts[start : start + self._batch]) for start in starts])
         scores = np.concatenate([placed for placed, _ in answers])
         return scaled(scores, logits=self.logits), total_tokens([tokens for _, tokens in answers])
 
@@ -141,9 +147,11 @@ class OpenAI_APIRerank(VendorReranker):  # noqa: N801 - the specification's name
     provider = "OpenAI-API-Compatible"
     path = "rerank"
 
-    def __init__(self, name: str, endpoint: Endpoint, transport: Transport, guard: Guard, context_tokens: int = 8192) -> None:
-        super().__init__(name, endpoint, transport, guard, context_tokens)
-        self._other = TextEmbeddingsInferenceRerank(name, endpoint, transport, guard, context_tokens)
+    def __init__(
+        self, name: str, endpoint: Endpoint, transport: Transport, guard: Guard, context_tokens: int = 8192, batch: int | None = None
+    ) -> None:
+        super().__init__(name, endpoint, transport, guard, context_tokens, batch)
+        self._other = TextEmbeddingsInferenceRerank(name, endpoint, transport, guard, context_tokens, batch)
         self._speaks: VendorReranker | None = None
 
     async def _score(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:

@@ -14,7 +14,9 @@ from rag.breaker import Breaker, Watch
 from rag.deadline import seconds_left, within
 from rag.errors import DeadlineExceeded, ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused
 from rag.llm.breaker import NoTurn, VendorBreaker
+from rag.llm.observed import Calls
 from rag.llm.transport import ConnectionLost
+from rag.threads import away
 
 T = TypeVar("T")
 
@@ -32,14 +34,15 @@ class Turns:
     @asynccontextmanager
     async def one(self, model: str, end: float) -> AsyncIterator[None]:
         """Hold a turn inside the block. Raises `NoTurn` when none is free before `end` (`time.monotonic`), or too many wait."""
-        if self._free.locked():
-            await self._wait(model, end)
-        else:
-            await self._free.acquire()
-        try:
-            yield
-        finally:
-            self._free.release()
+        with away():
+            if self._free.locked():
+                await self._wait(model, end)
+            else:
+                await self._free.acquire()
+            try:
+                yield
+            finally:
+                self._free.release()
 
     async def _wait(self, model: str, end: float) -> None:
         if not self._places:
@@ -64,20 +67,21 @@ class Guard:
     """
 
     def __init__(
-        self, model: str, concurrency: int, deadline_seconds: float, *, breaker: Breaker | None = None, turns: Turns | None = None,
-        repeats_failures: bool = False,
+        self, model: str, turns: Turns | int, deadline_seconds: float, *, breaker: Breaker | None = None,
+        repeats_failures: bool = False, calls: Calls | None = None,
     ) -> None:  # fmt: skip
         """`deadline_seconds`, or what the request has left, bounds waiting, both attempts and the pause between them; a stream's
         from the first event is its own.
 
-        A `breaker` and `turns` may be shared by the guards of several models of one endpoint; without them, `concurrency` calls
-        go through at once, and this guard has a breaker of its own.
+        `turns` and `breaker` may be shared by the guards of several models. A number of `turns` is for this guard alone, and
+        without a `breaker` it has one of its own. `calls` is told of every attempt.
         """
         self.breaker = breaker or VendorBreaker(f"the endpoint of model {model}")
         self._model = model
         self._deadline_seconds = deadline_seconds
         self._repeats_failures = repeats_failures
-        self._turns = turns or Turns(concurrency)
+        self._calls = calls or Calls(model)
+        self._turns = turns if isinstance(turns, Turns) else Turns(turns)
 
     async def call(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """The attempt's result. Raises `ProviderError`, and `DeadlineExceeded` when no time was left to ask."""
@@ -86,11 +90,11 @@ class Guard:
         async with self._turns.one(self._model, end):
             with self.breaker.watch() as watch:
                 try:
-                    with within((end - time.monotonic()) * (0.5 if self._repeats_failures else 1.0)):
+                    with within((end - time.monotonic()) * (0.5 if self._repeats_failures else 1.0)), self._calls.attempt():
                         return await attempt()
                 except ProviderError as error:
                     await self._pause(error, end, watch)
-                with within(end - time.monotonic()):
+                with within(end - time.monotonic()), self._calls.attempt():
                     return await attempt()
 
     async def stream(self, attempt: Callable[[], AsyncIterator[T]]) -> AsyncIterator[T]:
@@ -102,12 +106,14 @@ class Guard:
                 started = False
                 for last in (False, True):
                     try:
-                        async with aclosing(attempt()) as items:
-                            async for item in items:
-                                if not started:
-                                    started = True
-                                    watch.answered()
-                                yield item
+                        with self._calls.attempt() as call:
+                            async with aclosing(attempt()) as items:
+                                async for item in items:
+                                    if not started:
+                                        started = True
+                                        watch.answered()
+                                        call.answered()
+                                    yield item
                         return
                     except ProviderError as error:
                         if started or last:
@@ -138,4 +144,5 @@ class Guard:
         # An endpoint that says when to come back is well; of any other failure the breaker hears before the call is over.
         if not isinstance(error, ProviderBusy) and not watch.attempt_failed(error):
             raise error
+        self._calls.retried()
         await asyncio.sleep(seconds)

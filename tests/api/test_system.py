@@ -137,7 +137,8 @@ async def test_not_ready_says_which_part_and_why(api, part: str, broken: dict[st
 async def test_not_ready_while_the_default_chat_model_is_left_alone_and_ready_again_without_a_call(api, tmp_path: Path) -> None:
     models = Registry(
         [ModelSpec("talker", "Far", "chat", base_url="http://localhost:9/v1")], {}, Transport(None),
-        query_lane=api.parts.lanes.model, document_lane=api.parts.lanes.ingest_model, cache_dir=tmp_path / "cache",
+        query_lane=api.parts.lanes.model, document_lane=api.parts.lanes.ingest_model, rerank_lane=api.parts.lanes.rerank,
+        cache_dir=tmp_path / "cache",
     )  # fmt: skip
     client = create_app(dataclasses.replace(api.parts, models=models)).test_client()
     (breaker,) = models.breakers

@@ -22,7 +22,7 @@ Build = Callable[..., Registry]
 @pytest.fixture
 def build(transport: Transport, query_lane: Lane, document_lane: Lane, graph_cache: Path) -> Build:
     def make(*specs: ModelSpec, aliases: dict[str, str] | None = None) -> Registry:
-        lanes: dict[str, Any] = {"query_lane": query_lane, "document_lane": document_lane}
+        lanes: dict[str, Any] = {"query_lane": query_lane, "document_lane": document_lane, "rerank_lane": query_lane}
         return Registry(specs, aliases or {}, transport, cache_dir=graph_cache, **lanes)
 
     return make

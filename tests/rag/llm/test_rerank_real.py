@@ -33,7 +33,7 @@ def models(rerank_server: str, transport: Transport, query_lane: Lane, document_
         ModelSpec(name="tiny", provider=provider, kind="rerank", base_url=base_url, context_tokens=512, concurrency=2)
         for provider, base_url in (("llama.cpp", rerank_server), ("LocalAI", rerank_server + "/v1"), ("Jina", rerank_server))
     ]
-    return Registry(specs, {}, transport, query_lane=query_lane, document_lane=document_lane, cache_dir=graph_cache)
+    return Registry(specs, {}, transport, query_lane=query_lane, document_lane=document_lane, rerank_lane=query_lane, cache_dir=graph_cache)
 
 
 @pytest.mark.parametrize("name", ["tiny@llama.cpp", "tiny@LocalAI", "tiny@Jina"])

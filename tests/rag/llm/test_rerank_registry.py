@@ -21,8 +21,9 @@ Build = Callable[..., Registry]
 def build(transport: Transport, query_lane: Lane, document_lane: Lane, graph_cache: Path) -> Build:
     def make(*specs: ModelSpec, aliases: dict[str, str] | None = None) -> Registry:
         return Registry(
-            specs, aliases or {}, transport, query_lane=query_lane, document_lane=document_lane, cache_dir=graph_cache, rerank_seconds=5.0
-        )
+            specs, aliases or {}, transport, query_lane=query_lane, document_lane=document_lane, rerank_lane=query_lane,
+            cache_dir=graph_cache, rerank_seconds=5.0,
+        )  # fmt: skip
 
     return make
 

@@ -51,7 +51,7 @@ def models(vendor: VendorSimulator, transport: Transport, query_lane: Lane, docu
         ModelSpec(name="m", provider=provider, kind="rerank", base_url=vendor.base_url + base, api_key="sk-secret")
         for provider, base in (("Jina", "/jina/v1"), ("LocalAI", "/localai"))
     ]
-    return Registry(specs, {}, transport, query_lane=query_lane, document_lane=document_lane, cache_dir=graph_cache)
+    return Registry(specs, {}, transport, query_lane=query_lane, document_lane=document_lane, rerank_lane=query_lane, cache_dir=graph_cache)
 
 
 Ask = Callable[..., Retrieval]
