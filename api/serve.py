@@ -8,7 +8,7 @@ import shlex
 import signal
 import socket
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TextIO
 
 import structlog
@@ -21,6 +21,7 @@ from api.keys import ensure_first_key, reason_of
 from api.logs import report_loop_error
 from api.observe import observe
 from api.parts import Parts
+from api.slow_callbacks import SlowStep, watching
 from rag.errors import SettingsError
 
 log = structlog.get_logger("millrace.serve")
@@ -87,7 +88,8 @@ async def serve(parts: Parts, listener: socket.socket) -> None:
     _raise_file_limit()
     _spare_the_collector()
     try:
-        await _run(app, parts, listener, stop, api_key)
+        with _watching_steps(parts):
+            await _run(app, parts, listener, stop, api_key)
     finally:
         lag.cancel()
         with suppress(asyncio.CancelledError):
@@ -100,6 +102,19 @@ async def work(parts: Parts) -> None:
     log.info("working")
     await stop.wait()
     log.info("stopping")
+
+
+def _watching_steps(parts: Parts) -> AbstractContextManager[None]:
+    """Log and count what holds the event loop, where the settings ask for it."""
+    seconds = parts.settings.slow_callback_seconds
+    if not seconds:
+        return nullcontext()
+
+    def report(step: SlowStep) -> None:
+        parts.metrics.slow_callback()
+        log.warning("event loop held", ms=round(step.seconds * 1000, 1), task=step.task, frames=step.frames)
+
+    return watching(asyncio.get_running_loop(), seconds, report)
 
 
 def _raise_file_limit() -> None:

@@ -1,0 +1,111 @@
+"""Finds what holds the event loop: steps of tasks that use more of its thread's CPU time than they may.
+
+For tests, load runs and the operator whose event loop lags. CPU time and not the clock, so that a busy machine, which may stop the
+thread anywhere, accuses nobody. Works with any loop: each task's coroutine is wrapped so that its steps can be timed, which costs
+about a microsecond a step; a thread looks where the loop's thread is when a step has been running for long.
+"""
+
+import asyncio
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+LOOK_SECONDS = 0.005
+MAX_FRAMES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class SlowStep:
+    """A task's step that held the loop: CPU seconds, the task's coroutine, and where it was seen most often, innermost last."""
+
+    seconds: float
+    task: str
+    frames: tuple[str, ...]
+
+
+Report = Callable[[SlowStep], None]
+
+
+@contextmanager
+def watching(loop: asyncio.AbstractEventLoop, seconds: float, report: Report) -> Iterator[None]:
+    """Report, on the loop, each step of a task begun inside the block that takes longer than `seconds`. Call it on the loop's thread."""
+    watch = _Watch(seconds, report)
+    before = loop.get_task_factory()
+    loop.set_task_factory(watch.make_task)
+    looking = threading.Thread(target=watch.look, args=(threading.get_ident(),), name="millrace-slow-callbacks", daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        loop.set_task_factory(before)
+        watch.ended.set()
+        looking.join()
+
+
+class _Watch:
+    def __init__(self, seconds: float, report: Report) -> None:
+        self.seconds = seconds
+        self.report = report
+        self.ended = threading.Event()
+        self.step: list[tuple[str, ...]] | None = None  # where the step under way was seen; None between steps
+
+    def make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        return asyncio.Task(_Timed(coroutine, self), loop=loop, **options)
+
+    def look(self, thread: int) -> None:
+        """On a thread of its own: note where a step is that goes on for long."""
+        seen_before: list[tuple[str, ...]] | None = None
+        while not self.ended.wait(LOOK_SECONDS):
+            step = self.step
+            if step is not None and step is seen_before:
+                step.append(_places(sys._current_frames().get(thread)))
+            seen_before = step
+
+
+class _Timed(Coroutine[Any, Any, Any]):
+    """A coroutine whose steps are timed."""
+
+    def __init__(self, inner: Coroutine[Any, Any, Any], watch: _Watch) -> None:
+        self._inner = inner
+        self._watch = watch
+        self.__name__ = getattr(inner, "__name__", type(inner).__name__)
+        self.__qualname__ = getattr(inner, "__qualname__", self.__name__)
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._inner.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._inner.throw, *error)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._inner.__await__()
+
+    def _step(self, call: Callable[..., Any], *values: Any) -> Any:
+        watch = self._watch
+        watch.step = seen = []
+        started = time.thread_time()
+        try:
+            return call(*values)
+        finally:
+            spent = time.thread_time() - started
+            watch.step = None
+            if spent > watch.seconds:
+                watch.report(SlowStep(spent, self.__qualname__, Counter(seen).most_common(1)[0][0] if seen else ()))
+
+
+def _places(frame: FrameType | None) -> tuple[str, ...]:
+    places: list[str] = []
+    while frame is not None and len(places) < MAX_FRAMES:
+        if not frame.f_code.co_filename.endswith(__file__):
+            places.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
+        frame = frame.f_back
+    return tuple(reversed(places))
