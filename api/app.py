@@ -11,6 +11,8 @@ from quart import Quart, Response, g, request
 from quart.typing import ResponseReturnValue
 
 from api import openapi
+from api.admission import Admission
+from api.admitted import Admitted
 from api.apps import (
     chat_app,
     chunk_app,
@@ -56,6 +58,7 @@ BLUEPRINTS: tuple[Routes, ...] = (
 )
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+EXPOSED = "X-Request-Id, Content-Disposition, Retry-After, Retry-After-Ms"
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
     "Access-Control-Allow-Headers": "*, Authorization, Content-Type",
@@ -116,7 +119,10 @@ class Application(Quart):
 
 def create_app(parts: Parts, blueprints: Sequence[Routes] = BLUEPRINTS) -> Application:
     """The application over these parts, to be served by any ASGI server."""
-    return Application(parts, blueprints)
+    app = Application(parts, blueprints)
+    admission = Admission(parts.settings.patience_seconds, on_refused=parts.metrics.refused)
+    app.asgi_app = Admitted(app.asgi_app, admission, app.keys, app.specs.values())  # type: ignore[method-assign]
+    return app
 
 
 def _begin() -> None:
@@ -127,6 +133,6 @@ def _begin() -> None:
 
 async def _finish(response: Response) -> Response:
     response.headers["Access-Control-Allow-Origin"] = "*"
-    response.headers["Access-Control-Expose-Headers"] = "X-Request-Id, Content-Disposition, Retry-After"
+    response.headers["Access-Control-Expose-Headers"] = EXPOSED
     response.headers["X-Request-Id"] = request_id()
     return response

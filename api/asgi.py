@@ -11,6 +11,8 @@ from quart import Quart, Request
 from quart.asgi import ASGIHTTPConnection
 from quart.utils import encode_headers
 
+from rag.threads import away
+
 BUFFERED_BYTES = 1 << 20
 LINGER_SECONDS = 5.0  # how long the rest of a request is received after its answer
 SLASHES = re.compile(r"//+")
@@ -39,7 +41,8 @@ class PressingBody:
             if self._complete:
                 raise StopAsyncIteration
             self._arrived.clear()
-            await self._arrived.wait()
+            with away():  # the client's time, not ours
+                await self._arrived.wait()
         data = bytes(self._data)
         self._data.clear()
         self._drained.set()

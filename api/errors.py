@@ -16,16 +16,19 @@ from werkzeug.exceptions import HTTPException
 from api.respond import MISSING, Missing, json_response
 from rag.errors import (
     Conflict,
+    Damaged,
     DatabaseUnavailable,
     DeadlineExceeded,
     InvalidArgument,
     MillraceError,
     NotFound,
+    OutcomeUnknown,
     Overloaded,
     ParseFailed,
     PermissionDenied,
     ProviderError,
     TooLarge,
+    TooManyRequests,
     Unauthenticated,
     Unavailable,
     UnsupportedType,
@@ -50,6 +53,7 @@ STATUS_OF_CODE = {
     100: 500,
     500: 500,
 }
+OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 RETRY_AFTER_SECONDS = 2.0
 
 
@@ -73,6 +77,7 @@ class Failure:
     message: str
     data: Any = MISSING
     headers: Mapping[str, str] = field(default_factory=dict)
+    retry_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +98,12 @@ TABLE: dict[type[BaseException], Rule] = {
     NotFound: Rule(404, 102),
     Conflict: Rule(409, 102),
     Overloaded: Rule(503, 503),
+    TooManyRequests: Rule(429, 429),
     Unavailable: Rule(503, 503),
     DatabaseUnavailable: Rule(503, 102, "Database operation failed"),
+    OutcomeUnknown: Rule(503, 102, "Database operation failed; whether it was done is not known: look before you repeat it"),
     DeadlineExceeded: Rule(503, 503),
+    Damaged: Rule(500, 100),
     ParseFailed: Rule(400, 102),
     ProviderError: Rule(503, 503),
     Exception: Rule(500, 100, "Internal server error"),
@@ -108,11 +116,13 @@ def failure_of(error: Exception) -> Failure:
         return Failure(error.status, error.code, error.message, error.data)
     rule = next(TABLE[ancestor] for ancestor in type(error).__mro__ if ancestor in TABLE)
     data = None if rule.status == 401 else MISSING
-    headers = {}
-    if rule.status == 503:
+    headers, milliseconds = {}, None
+    if rule.status in (429, 503):
         seconds = getattr(error, "retry_after_seconds", None) or RETRY_AFTER_SECONDS
-        headers["Retry-After"] = str(max(1, math.ceil(seconds)))
-    return Failure(rule.status, rule.code, str(error) if rule.message is None else rule.message, data, headers)
+        milliseconds = math.ceil(seconds * 1000)
+        # the standard's whole seconds, and milliseconds as OpenAI's clients read them
+        headers = {"Retry-After": str(max(1, math.ceil(seconds))), "Retry-After-Ms": str(milliseconds)}
+    return Failure(rule.status, rule.code, str(error) if rule.message is None else rule.message, data, headers, milliseconds)
 
 
 def is_unexpected(error: Exception) -> bool:
@@ -129,18 +139,22 @@ def answer(failure: Failure, kind: str) -> Response:
 
 def _without_data(failure: Failure) -> dict[str, Any]:
     beside = {} if failure.data is MISSING else {"data": failure.data}
-    return {"code": failure.code, "message": failure.message} | beside
+    return {"code": failure.code, "message": failure.message} | beside | _patience(failure)
 
 
 def _with_data(failure: Failure) -> dict[str, Any]:
     data = None if failure.data is MISSING else failure.data
-    return {"code": failure.code, "data": data, "message": failure.message}
+    return {"code": failure.code, "data": data, "message": failure.message} | _patience(failure)
+
+
+def _patience(failure: Failure) -> dict[str, int]:
+    return {} if failure.retry_after_ms is None else {"retry_after_ms": failure.retry_after_ms}
 
 
 def _openai(failure: Failure) -> dict[str, Any]:
-    kind = "authentication_error" if failure.status == 401 else "invalid_request_error" if failure.status < 500 else "server_error"
+    kind = OPENAI_TYPES.get(failure.status, "invalid_request_error" if failure.status < 500 else "server_error")
     message = "invalid API key" if failure.status == 401 else failure.message
-    return {"error": {"message": message, "type": kind, "code": failure.code, "param": None}}
+    return {"error": {"message": message, "type": kind, "code": failure.code, "param": None} | _patience(failure)}
 
 
 ENVELOPES: dict[str, Callable[[Failure], dict[str, Any]]] = {

@@ -6,10 +6,12 @@
     ├── PermissionDenied       a known thing the caller may not touch
     ├── NotFound               unknown, or somebody else's: the two are not told apart
     ├── Conflict               the thing's state forbids it (name taken, already running)
-    ├── Overloaded             a bounded queue is full; carries retry_after_seconds
+    ├── Overloaded             a bounded queue is full; carries retry_after_seconds ── TooManyRequests
     ├── Unavailable            a part (database, store, blobs) cannot answer now; carries retry_after_seconds
-    │   ├── DatabaseUnavailable  the database, that is
+    │   ├── DatabaseUnavailable  the database, that is; nothing was changed
+    │   │   └── OutcomeUnknown   it fell silent while committing: the change may have been made
     │   └── Corrupt            derived data is damaged and is being rebuilt
+    ├── Damaged                a stored file's bytes are not those that were stored
     ├── DeadlineExceeded       the time given to a stage ran out
     ├── ParseFailed            a document could not be turned into text ── Encrypted · ParserKilled
     ├── ProviderError          a model endpoint failed; never carries its text, key or status
@@ -63,6 +65,10 @@ class Overloaded(MillraceError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class TooManyRequests(Overloaded):
+    """This caller asks for more than its share, or than it may by its limit; others are served."""
+
+
 class Unavailable(MillraceError):
     """A part of the server cannot answer now. Try again after `retry_after_seconds`."""
 
@@ -75,8 +81,16 @@ class DatabaseUnavailable(Unavailable):
     """The database cannot answer now; the transaction was not made."""
 
 
+class OutcomeUnknown(DatabaseUnavailable):
+    """The database fell silent while it committed: the transaction was made or not, and nobody can tell yet."""
+
+
 class Corrupt(Unavailable):
     """Derived data (text index, vector file) is damaged; it is being rebuilt from the record."""
+
+
+class Damaged(MillraceError):
+    """A stored file's bytes are not those that were stored; reading it again will not help."""
 
 
 class DeadlineExceeded(MillraceError):

@@ -292,6 +292,7 @@ CASES = [
     (errors.NotFound("gone"), 404, 102, "gone"),
     (errors.Conflict("taken"), 409, 102, "taken"),
     (errors.Overloaded("full", 7), 503, 503, "full"),
+    (errors.TooManyRequests("your share"), 429, 429, "your share"),
     (errors.Unavailable("down"), 503, 503, "down"),
     (errors.Corrupt("rebuilding"), 503, 503, "rebuilding"),
     (errors.DatabaseUnavailable("locked"), 503, 102, "Database operation failed"),
@@ -316,13 +317,17 @@ async def test_every_error_has_one_answer_in_every_envelope(core: Server, error:
     assert bare.outcome == with_data.outcome == (code, status, message)
     assert "data" in with_data.body
     assert (openai.status_code, shown["message"]) == (status, message)
-    assert set(shown) == {"message", "type", "code", "param"}
-    assert ("retry-after" in bare.headers) == (status == 503)
+    waits = {"retry_after_ms"} if status in (429, 503) else set()
+    assert set(shown) == {"message", "type", "code", "param"} | waits
+    assert waits <= set(bare.body)
+    assert ("retry-after" in bare.headers) == ("retry-after-ms" in openai.headers) == bool(waits)
 
 
-def test_waits_are_whole_seconds_and_at_least_one() -> None:
-    seconds = [failure_of(error).headers["Retry-After"] for error in (errors.Overloaded("x", 6.1), errors.ProviderBusy("x", 0.2))]
-    assert seconds == ["7", "1"]
+def test_waits_are_whole_seconds_and_at_least_one_and_milliseconds_beside() -> None:
+    failures = [failure_of(error) for error in (errors.Overloaded("x", 6.1), errors.ProviderBusy("x", 0.2))]
+    assert [failure.headers["Retry-After"] for failure in failures] == ["7", "1"]
+    assert [failure.headers["Retry-After-Ms"] for failure in failures] == ["6100", "200"]
+    assert [failure.retry_after_ms for failure in failures] == [6100, 200]
 
 
 def test_every_error_of_the_tree_is_in_the_table_or_below_one_that_is() -> None:

@@ -1,0 +1,248 @@
+"""Who is let in: beyond its capacity the server refuses at once, before any work, so that those it has let in keep their latency.
+
+A request is *active* while it works here: neither waiting for a vendor nor for its client (`rag.threads.away`), so that a thousand
+answers being streamed count for nothing. While it is calm everyone is let in whose expected wait, `active x the seconds that the
+bottleneck takes for one request`, is within `patience_seconds`. When it is not, the server is *pressed* and lets as many be active as
+keep the latency of calm times: the limit follows the ratio of the latencies of those let in to the usual ones of their routes (compare
+Netflix' concurrency limits). It is calm again when nobody was refused for half a second.
+
+Under pressure the tenants that ask share the places: one with more than its share is told 429, the others get theirs.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+
+from rag.errors import Overloaded, TooManyRequests
+from rag.ports import Clock
+from rag.threads import Load
+
+# The least that keeps the machine at work.
+LEAST_ACTIVE = max(2, os.cpu_count() or 1)
+CALM_AFTER_SECONDS = 0.5
+CONTROL_SECONDS = 0.1
+CONTROL_SAMPLES = 4
+# How much slower than usual those let in may be; between the two the limit stays.
+SLOW, FAST = 1.25, 1.1
+# A caller that has not asked for so long has no share.
+PRESENT_SECONDS = 1.0
+LONGEST_RETRY_SECONDS = 30.0
+SHORTEST_RETRY_SECONDS = 0.05
+LATE_SECONDS = 0.005
+PROBE_SECONDS = 0.02
+WINDOW_SECONDS = 0.25
+_NEW, _OLD = 1 / 32, 1 - 1 / 32
+
+
+class Ticket(Load):
+    """One request that was let in. `done` must be called once."""
+
+    __slots__ = ("_active_seconds", "_admission", "_away", "_caller", "_era", "_since")
+
+    def __init__(self, admission: "Admission", caller: str) -> None:
+        super().__init__()
+        self._admission = admission
+        self._caller = caller
+        self._era = admission.era
+        self._away = 0
+        self._active_seconds = 0.0
+        self._since = admission.entered(caller)
+
+    def leave(self) -> None:
+        """As `Load.leave`."""
+        self._away += 1
+        if self._away == 1:
+            self._active_seconds += self._admission.left(self._caller) - self._since
+
+    def come_back(self) -> None:
+        """As `Load.come_back`."""
+        self._away -= 1
+        if not self._away:
+            self._since = self._admission.entered(self._caller)
+
+    def done(self, route: str | None) -> None:
+        """The request is over; its place is free. `route` is its template where it was answered, None where it was given up."""
+        if not self._away:
+            self._active_seconds += self._admission.left(self._caller) - self._since
+        if route is not None:
+            self._admission.learn(self._era, route, self._active_seconds, max(self.lane_seconds.values(), default=0.0))
+
+
+class Admission:
+    """Lets requests in or refuses them. Used on the event loop only."""
+
+    def __init__(self, patience_seconds: float, *, clock: Clock = time.monotonic, on_refused: Callable[[str], None] | None = None) -> None:
+        """`on_refused` is told "overload" or "share" for each request that is refused."""
+        self._patience = patience_seconds
+        self._clock = clock
+        self._on_refused = on_refused or (lambda reason: None)
+        self.active = 0
+        self.limit = math.inf
+        # Changes with every change between calm (even) and pressed (odd): what is learnt from a request holds for one era.
+        self.era = 0
+        self._active_of: dict[str, int] = {}
+        self._asked_at: dict[str, float] = {}
+        self._forget_at = 0.0
+        self._last_refusal = -math.inf
+        self._refusals = 0.0  # of about the last second
+        self._refusals_at = 0.0
+        self._usual_seconds: dict[str, float] = {}
+        self._usual_active = float(LEAST_ACTIVE)
+        self._lane_seconds = 0.0
+        self._loop_seconds = 0.0
+        self._slowness: list[float] = []
+        self._control_at = 0.0
+        self._window = _Window(clock)
+
+    @property
+    def pressed(self) -> bool:
+        """Whether more ask than can be served."""
+        return self.era % 2 == 1
+
+    @property
+    def expected_wait_seconds(self) -> float:
+        """How long what is at work now will take."""
+        return self.active * max(self._lane_seconds, self._loop_seconds)
+
+    def admit(self, caller: str, patience: float = 1.0) -> Ticket:
+        """A place for a request of this caller. `patience` is how many times as long as others it may wait.
+
+        Raises `TooManyRequests` when only this caller has to wait, `Overloaded` when all have.
+        """
+        now = self._clock()
+        self._note(caller, now)
+        if self.pressed and now - self._last_refusal > CALM_AFTER_SECONDS:
+            self._relax()
+        if not self.pressed and self.expected_wait_seconds > self._patience * patience:
+            self._press(now)
+        if self.pressed and self.active >= self.limit:
+            callers = len(self._asked_at)
+            has, share = self._active_of.get(caller, 0), max(1.0, self.limit / callers)
+            if has >= share or callers == 1:
+                raise self._refusal(now, of_all=callers == 1)
+        return Ticket(self, caller)
+
+    def refuses(self) -> bool:
+        """Whether a request would be refused now whoever asked; tells nothing of shares."""
+        return self.pressed and self.active >= self.limit and len(self._asked_at) <= 1
+
+    def probe(self, late_seconds: float) -> None:
+        """How late the event loop woke a timer just now; to be told every `PROBE_SECONDS` while requests are active."""
+        per_request = self._window.closed(late_seconds, self.active)
+        if per_request is not None:
+            self._loop_seconds = per_request
+
+    # ------------------------------------------------------------------------------------------------ for tickets
+    def entered(self, caller: str) -> float:
+        """One more is active. Returns the time."""
+        now = self._clock()
+        self.active += 1
+        self._active_of[caller] = self._active_of.get(caller, 0) + 1
+        self._window.busy(now, self.active)
+        return now
+
+    def left(self, caller: str) -> float:
+        """One less is active. Returns the time."""
+        now = self._clock()
+        self.active -= 1
+        left = self._active_of[caller] - 1
+        if left:
+            self._active_of[caller] = left
+        else:
+            del self._active_of[caller]
+        self._window.busy(now, self.active)
+        return now
+
+    def learn(self, era: int, route: str, active_seconds: float, lane_seconds: float) -> None:
+        """Take in how long an answered request was active, and how long it took the lane it took most of."""
+        self._window.ended += 1
+        self._lane_seconds = self._lane_seconds * _OLD + lane_seconds * _NEW if self._lane_seconds else lane_seconds
+        if era != self.era:
+            return
+        usual = self._usual_seconds.get(route)
+        if not self.pressed:
+            self._usual_seconds[route] = active_seconds if usual is None else usual * _OLD + active_seconds * _NEW
+            self._usual_active = self._usual_active * _OLD + (self.active + 1) * _NEW
+        elif usual:
+            self._slowness.append(active_seconds / usual)
+            self._control()
+
+    # ------------------------------------------------------------------------------------------------ inside
+    def _note(self, caller: str, now: float) -> None:
+        self._asked_at[caller] = now
+        if now > self._forget_at:
+            self._forget_at = now + PRESENT_SECONDS / 4
+            oldest = now - PRESENT_SECONDS
+            self._asked_at = {name: at for name, at in self._asked_at.items() if at > oldest or name in self._active_of}
+
+    def _press(self, now: float) -> None:
+        self.era += 1
+        self.limit = max(LEAST_ACTIVE, self._usual_active * FAST)
+        self._last_refusal = now
+        self._slowness.clear()
+
+    def _relax(self) -> None:
+        self.era += 1
+        self.limit = math.inf
+
+    def _control(self) -> None:
+        now = self._clock()
+        if now < self._control_at or len(self._slowness) < CONTROL_SAMPLES:
+            return
+        slowness = sum(self._slowness) / len(self._slowness)
+        self._slowness.clear()
+        self._control_at = now + CONTROL_SECONDS
+        if slowness > SLOW:
+            self.limit = max(float(LEAST_ACTIVE), self.limit * max(0.7, SLOW / slowness))
+        elif slowness < FAST:
+            self.limit += max(1.0, self.limit * 0.05)
+
+    def _refusal(self, now: float, *, of_all: bool) -> Overloaded:
+        """The error, which says when the queue and all that were refused of late could have been served."""
+        self._refusals = self._refusals * math.exp(self._refusals_at - now) + 1
+        self._refusals_at = self._last_refusal = now
+        each = max(self._lane_seconds, self._loop_seconds, 0.001)
+        seconds = min(LONGEST_RETRY_SECONDS, max(SHORTEST_RETRY_SECONDS, (self.active + self._refusals) * each))
+        if of_all:
+            self._on_refused("overload")
+            return Overloaded("the server is at its capacity", seconds)
+        self._on_refused("share")
+        return TooManyRequests("this caller has its share of a server at its capacity", seconds)
+
+
+class _Window:
+    """Seconds a request takes of an event loop that is late: the time with active requests over those that ended in it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.ended = 0
+        self._busy_seconds = 0.0
+        self._busy_since: float | None = None
+        self._late: list[float] = []
+        self._ends_at = 0.0
+
+    def busy(self, now: float, active: int) -> None:
+        """The number of active requests has changed."""
+        if active and self._busy_since is None:
+            self._busy_since = now
+        elif not active and self._busy_since is not None:
+            self._busy_seconds += now - self._busy_since
+            self._busy_since = None
+
+    def closed(self, late_seconds: float, active: int) -> float | None:
+        """Take in the loop's lateness; at the window's end the seconds, 0 where the loop was in time, None where nothing ended."""
+        self._late.append(late_seconds)
+        now = self._clock()
+        if now < self._ends_at:
+            return None
+        if self._busy_since is not None:
+            self._busy_seconds += now - self._busy_since
+            self._busy_since = now
+        late = sum(self._late) / len(self._late) > LATE_SECONDS
+        busy, ended = self._busy_seconds, self.ended
+        self._late.clear()
+        self._busy_seconds, self.ended, self._ends_at = 0.0, 0, now + WINDOW_SECONDS
+        if not late:
+            return 0.0
+        return busy / ended if ended else None

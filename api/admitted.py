@@ -1,0 +1,124 @@
+"""Puts `Admission` before the application: a request that is refused never reaches it, and its body is never kept."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import orjson
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
+
+from api.admission import PROBE_SECONDS, Admission, Ticket
+from api.auth import KeyRing
+from api.errors import ENVELOPES, failure_of
+from api.observe import REFUSED, ROUTE
+from api.respond import JSON_TYPE
+from api.routes import BASE, Kind, RouteSpec
+from rag.errors import Overloaded
+from rag.threads import current_load
+
+CHAT_PATIENCE = 5.0  # a streamed answer takes its time anyway
+LINGER_SECONDS = 5.0
+SYSTEM = BASE + "/system/"
+
+
+class Admitted:
+    """An ASGI application that lets the wrapped one see only what `Admission` lets in.
+
+    What is public (health, figures, documentation), what tells of the server itself, and preflights are never refused.
+    """
+
+    def __init__(self, app: Any, admission: Admission, keys: KeyRing, specs: Iterable[RouteSpec]) -> None:
+        self._app = app
+        self._admission = admission
+        self._keys = keys
+        self._watching = False
+        specs = list(specs)
+        self._free = {rule for spec in specs if spec.public for rule in spec.rules}
+        self._patient = {rule.rpartition("/")[2] for spec in specs if spec.stream and "POST" in spec.methods for rule in spec.rules}
+        self._kinds: dict[str, Kind] = {_section(rule): spec.kind for spec in specs for rule in spec.rules}
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] != "http" or self._is_free(scope):
+            await self._app(scope, receive, send)
+            return
+        path, headers = scope["path"], scope["headers"]
+        authorization = next((value.decode("latin-1") for name, value in headers if name.lower() == b"authorization"), None)
+        patience = CHAT_PATIENCE if path.rpartition("/")[2] in self._patient and scope["method"] == "POST" else 1.0
+        try:
+            ticket = self._admission.admit(self._keys.remembered(authorization), patience)
+        except Overloaded as error:
+            await self._refuse(scope, receive, send, error)
+            return
+        self._watch()
+        await self._serve(ticket, scope, receive, send)
+
+    def _is_free(self, scope: HTTPScope) -> bool:
+        return scope["method"] == "OPTIONS" or scope["path"] in self._free or scope["path"].startswith(SYSTEM)
+
+    async def _serve(self, ticket: Ticket, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        status = 0
+
+        async def patient_send(event: ASGISendEvent) -> None:
+            nonlocal status
+            if event["type"] == "http.response.start":
+                status = event["status"]
+            ticket.leave()  # the client's time, not ours
+            try:
+                await send(event)
+            finally:
+                ticket.come_back()
+
+        token = current_load.set(ticket)
+        answered = None
+        try:
+            await self._app(scope, receive, patient_send)
+            if status == 200:
+                answered = (scope.get("state") or {}).get(ROUTE)
+        finally:
+            current_load.reset(token)
+            ticket.done(answered)
+
+    async def _refuse(self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable, error: Overloaded) -> None:
+        """Answer first; then let the rest of the request come in and drop it, so that the connection can be used again."""
+        failure = failure_of(error)
+        scope.setdefault("state", {})[ROUTE] = REFUSED
+        body = orjson.dumps(ENVELOPES[self._kinds.get(_section(scope["path"]), "J")](failure))
+        headers = [(name.lower().encode(), value.encode()) for name, value in failure.headers.items()]
+        headers += [
+            (b"content-type", JSON_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"access-control-allow-origin", b"*"),
+        ]
+        await send({"type": "http.response.start", "status": failure.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        break
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    # ------------------------------------------------------------------------------------------------ how late the loop is
+    def _watch(self) -> None:
+        if not self._watching:
+            self._watching = True
+            self._next_probe(asyncio.get_running_loop())
+
+    def _next_probe(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_later(PROBE_SECONDS, self._probe, loop, time.perf_counter() + PROBE_SECONDS)
+
+    def _probe(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        self._admission.probe(max(0.0, time.perf_counter() - due))
+        self._watching = self._admission.active > 0
+        if self._watching:
+            self._next_probe(loop)
+
+
+def _section(path: str) -> str:
+    """What routes of one envelope share: their first segment, or the one behind `/api/v1`."""
+    inside = path.removeprefix(BASE)
+    return inside.split("/", 2)[1] if inside.startswith("/") else ""
