@@ -26,6 +26,7 @@ from rag.nlp.tokenize import ANALYSER_VERSION, chunk_terms
 from rag.ports import BlobStore, ChunkStore, IngestRecords
 from rag.settings import Settings
 from rag.store.blobs import LocalBlobStore
+from rag.store.blobs_s3 import S3BlobStore
 from rag.store.embedded import EmbeddedStore
 from rag.threads import Lane
 from rag.types import Chunk, ChunkTerms
@@ -91,7 +92,8 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
         session = Session(data_dir / DATABASE_FILE, lanes.db)
         stack.callback(session.close)
         await lanes.db.run(session.create_tables)
-        blobs = LocalBlobStore(data_dir / "blobs")
+        blobs = open_blobs(settings, data_dir)
+        stack.callback(blobs.close)
         store = EmbeddedStore(data_dir / "chunks", analyser_version=ANALYSER_VERSION, analyse=terms_of)
         stack.callback(store.close)
         client = await stack.enter_async_context(open_client())
@@ -128,6 +130,16 @@ def open_lanes(settings: Settings, metrics: Metrics) -> Lanes:
     return Lanes(
         **{name: Lane(name, threads, settings.queue_limit, metrics.lane_wait, nice=nice.get(name, 0)) for name, threads in sizes.items()}
     )
+
+
+def open_blobs(settings: Settings, data_dir: Path) -> BlobStore:
+    """Where uploaded files are kept, as the settings say. Raises `SettingsError`."""
+    if not settings.blob_url:
+        return LocalBlobStore(data_dir / "blobs")
+    return S3BlobStore(
+        settings.blob_url, data_dir / "scratch", endpoint=settings.blob_endpoint, region=settings.blob_region,
+        timeout_seconds=settings.blob_timeout_seconds,
+    )  # fmt: skip
 
 
 def open_worker(

@@ -112,6 +112,9 @@ class BlobStore(Protocol):
     def health(self) -> dict[str, str]:
         """`{"type": ..., "status": "green" | "red"}`; never raises."""
 
+    def close(self) -> None:
+        """Let go of threads and connections."""
+
 
 class Embedder(Protocol):
     """Turns texts into unit vectors.

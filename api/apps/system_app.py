@@ -91,7 +91,7 @@ async def status() -> Response:
     engine = await parts().lanes.search.run(parts().store.health)
     data = {
         "doc_engine": {**engine, **_status_of(states["store"])},
-        "storage": {"storage": "local", **_status_of(states["blobs"])},
+        "storage": {"storage": "s3" if parts().settings.blob_url else "local", **_status_of(states["blobs"])},
         "database": {"database": "sqlite", **_status_of(states["database"])},
         "redis": {"status": "green", "elapsed": "0.0", "note": "not used"},
         "task_executor_heartbeats": {},

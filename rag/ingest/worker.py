@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from rag.errors import (
+    Damaged,
     DeadlineExceeded,
     InvalidArgument,
     MillraceError,
@@ -31,7 +32,7 @@ LEASE_SECONDS = 15.0
 POLL_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 10.0
 
-_WILL_FAIL_AGAIN = (ParseFailed, InvalidArgument, NotFound, ProviderRefused)
+_WILL_FAIL_AGAIN = (ParseFailed, InvalidArgument, NotFound, Damaged, ProviderRefused)
 _MAY_WORK_LATER = (Unavailable, Overloaded, ProviderError, DeadlineExceeded)
 
 EmbedderOf = Callable[[str], Embedder]

@@ -1,5 +1,10 @@
-"""Uploaded files by key, in a local folder."""
+"""Uploaded files by key, in a local folder.
 
+A file's checksum is kept beside its bytes, as the extended attribute `user.millrace.xxh128`. Where the file system has none, or a
+copy lost it, the file is read unchecked.
+"""
+
+import io
 import os
 import re
 import threading
@@ -10,9 +15,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rag.errors import InvalidArgument, NotFound, Unavailable
+from rag.store.blob_sum import DIGEST_BYTES, Sum
 from rag.store.record import reason
 
 _KEY = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
+_SUM_NAME = "user.millrace.xxh128"
+_UNFINISHED = re.compile(r"\.([a-z0-9_-]+)\.[0-9a-f]{32}")
 _PIECE_BYTES = 1 << 20
 
 
@@ -39,7 +47,7 @@ class LocalBlobStore:
     def open(self, key: str) -> BinaryIO:
         """As `rag.ports.BlobStore.open`."""
         try:
-            return self._path(key).open("rb")
+            return io.BufferedReader(_CheckedFile(self._path(key)), _PIECE_BYTES)
         except FileNotFoundError as exc:
             raise NotFound("the stored file is gone") from exc
         except OSError as exc:
@@ -48,10 +56,10 @@ class LocalBlobStore:
     @contextmanager
     def local_path(self, key: str) -> Iterator[Path]:
         """As `rag.ports.BlobStore.local_path`: the file itself, not a copy."""
-        path = self._path(key)
-        if not path.is_file():
-            raise NotFound("the stored file is gone")
-        yield path
+        with self.open(key) as file:
+            while file.read(_PIECE_BYTES):
+                pass
+        yield self._path(key)
 
     def delete(self, key: str) -> None:
         """As `rag.ports.BlobStore.delete`; takes along what a killed process left of a `put` of this key."""
@@ -66,6 +74,14 @@ class LocalBlobStore:
         except OSError as exc:
             raise Unavailable(f"the stored file cannot be removed: {reason(exc)}") from exc
 
+    def list(self) -> Iterator[str]:
+        """As `rag.ports.BlobStore.list`."""
+        for folder, _, names in os.walk(self._folder):
+            place = Path(folder).relative_to(self._folder)
+            for name in names:
+                unfinished = _UNFINISHED.fullmatch(name)
+                yield (place / (unfinished[1] if unfinished else name)).as_posix()
+
     def health(self) -> dict[str, str]:
         """As `rag.ports.BlobStore.health`."""
         try:
@@ -75,10 +91,18 @@ class LocalBlobStore:
             writable = False
         return {"type": "local", "status": "green" if writable else "red"}
 
+    def close(self) -> None:
+        """Nothing is held open between calls."""
+
     def _path(self, key: str) -> Path:
-        if not _KEY.fullmatch(key):
-            raise InvalidArgument("a blob key is made of a-z, 0-9, _, - and /")
-        return self._folder / key
+        return self._folder / checked_key(key)
+
+
+def checked_key(key: str) -> str:
+    """The key. Raises `InvalidArgument` for one that we would not make."""
+    if not _KEY.fullmatch(key):
+        raise InvalidArgument("a blob key is made of a-z, 0-9, _, - and /")
+    return key
 
 
 class LocalBlobWriter:
@@ -88,6 +112,7 @@ class LocalBlobWriter:
         self._path = path
         self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         self._file: BinaryIO | None = None
+        self._sum = Sum()
         self._ended = False
         self._one_call = threading.Lock()
 
@@ -95,12 +120,15 @@ class LocalBlobWriter:
         """As `rag.ports.BlobWriter.write`."""
         with self._one_call, _storing():
             self._opened().write(data)
+            self._sum.add(data)
 
     def commit(self) -> int:
         """As `rag.ports.BlobWriter.commit`."""
         with self._one_call, _storing():
             with self._opened() as file:
                 file.flush()
+                with suppress(OSError):  # not every file system has attributes
+                    os.setxattr(file.fileno(), _SUM_NAME, self._sum.digest)
                 os.fsync(file.fileno())
                 size = file.tell()
             self._temporary.replace(self._path)
@@ -127,6 +155,34 @@ class LocalBlobWriter:
             _make_folders(self._path.parent)
             self._file = self._temporary.open("xb")
         return self._file
+
+
+class _CheckedFile(io.RawIOBase):
+    """A file whose last bytes come out only when all of them agree with the checksum; read from its beginning to its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._size = os.fstat(self._file.fileno()).st_size
+        self._sum = Sum()
+        try:
+            self._stored: bytes | None = os.getxattr(self._file.fileno(), _SUM_NAME)
+        except OSError:
+            self._stored = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        count = self._file.readinto(buffer)
+        if self._stored is not None and len(self._stored) == DIGEST_BYTES and self._sum.size < self._size:
+            self._sum.add(memoryview(buffer)[:count])
+            if count == 0 or self._sum.size >= self._size:
+                self._sum.check(self._stored)
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @contextmanager

@@ -1,14 +1,22 @@
 """What is particular to blobs in a local folder."""
 
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from rag.errors import Damaged
 from rag.store.blobs import LocalBlobStore
 
 KILLED_IN_THE_MIDDLE = """
 import os, sys
 from pathlib import Path
+import pytest
+
+from rag.errors import Damaged
 from rag.store.blobs import LocalBlobStore
 
 class Source:
@@ -30,3 +38,34 @@ def test_what_a_killed_put_left_goes_with_its_key(tmp_path: Path) -> None:
     assert left[0].exists(), "another key's leavings stay"
     store.delete("tenant/ab/document")
     assert not left[0].exists()
+
+
+def test_a_changed_byte_is_noticed_before_the_last_one_is_given_out(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path)
+    store.put("a", io.BytesIO(bytes(3 << 20)))
+    with (tmp_path / "a").open("r+b") as file:
+        file.seek(77)
+        file.write(b"!")
+    seen: list[bytes] = []
+    with pytest.raises(Damaged), store.open("a") as reader:
+        seen.extend(iter(lambda: reader.read(1 << 20), b""))
+    assert sum(map(len, seen)) < 3 << 20
+    with pytest.raises(Damaged), store.local_path("a"):
+        pass
+
+
+def test_a_copy_that_lost_its_checksum_is_read(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path)
+    store.put("a", io.BytesIO(b"bytes"))
+    os.removexattr(tmp_path / "a", "user.millrace.xxh128")
+    with store.open("a") as reader:
+        assert reader.read() == b"bytes"
+
+
+def test_what_a_killed_put_left_is_listed(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path)
+    writer = store.writer("tenant/ab/document")
+    writer.write(b"half")
+    assert list(store.list()) == ["tenant/ab/document"]
+    writer.abort()
+    assert list(store.list()) == []
