@@ -3,30 +3,57 @@
 It shares its cores with the server it drives, so every instruction counts: about 0.1 ms of CPU a request.
 """
 
-import multiprocessing
+import pickle
 import selectors
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import orjson
 
+ROOT = Path(__file__).parents[1]
 RECEIVE_BYTES = 1 << 18
 STALLED_SECONDS = 60.0
+OK = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Driven:
     """What the callers saw. `latencies` are seconds, one an answered request, by the order of the answers; `seconds` is wall clock
-    from the first request to the last answer, `cpu_seconds` what the callers themselves took."""
+    from the first request to the last answer, `cpu_seconds` what the callers themselves took. `ended` and `statuses` go with
+    `latencies`: seconds since the first request, and the status, 0 where the connection ended before the answer was whole.
+    """
 
     seconds: float
     latencies: tuple[float, ...]
     cpu_seconds: float
     answer_bytes: int
     failed: int
+    ended: tuple[float, ...] = ()
+    statuses: tuple[int, ...] = ()
+
+    def between(self, start: float, end: float) -> "Driven":
+        """The answers of that part of the time. CPU and bytes are those of the whole."""
+        kept = [place for place, at in enumerate(self.ended) if start <= at < end]
+        statuses = tuple(self.statuses[place] for place in kept)
+        return Driven(
+            end - start, tuple(self.latencies[place] for place in kept), self.cpu_seconds, self.answer_bytes,
+            sum(status != OK for status in statuses), tuple(self.ended[place] for place in kept), statuses,
+        )  # fmt: skip
+
+    def with_status(self, *statuses: int) -> list[float]:
+        """The latencies of the answers with one of these statuses, ascending."""
+        return sorted(latency for latency, status in zip(self.latencies, self.statuses, strict=True) if status in statuses)
+
+
+def quantile(ascending: Sequence[float], share: float) -> float:
+    """The value below which that share of the values lies; not a number without values."""
+    return ascending[min(len(ascending) - 1, int(len(ascending) * share))] if ascending else float("nan")
 
 
 def post_requests(url: str, api_key: str, path: str, bodies: Sequence[dict]) -> list[bytes]:
@@ -36,87 +63,123 @@ def post_requests(url: str, api_key: str, path: str, bodies: Sequence[dict]) -> 
     return [f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in encoded]
 
 
-def drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | None = None) -> Driven:
-    """Send every request once, `callers` at a time, from a process of their own; with `seconds` no new one after that time."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(sender, url, requests, callers, seconds), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    finally:
-        process.join()
+def drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | None = None, *, ramp_seconds: float = 0.0) -> Driven:
+    """Send every request once, `callers` at a time, from a process of their own; with `seconds` no new one after that time.
+
+    The callers begin one after the other within `ramp_seconds`: those who begin together stay together, and a server that is
+    asked in waves is idle between them.
+    """
+    arguments = (url, list(requests), callers, seconds, ramp_seconds)
+    # a program of its own: multiprocessing would load the caller's main module first, and with it often the whole server
+    done = subprocess.run(
+        [sys.executable, "-m", "load.callers"], input=pickle.dumps(arguments), stdout=subprocess.PIPE, cwd=ROOT, check=True
+    )
+    return Driven(*pickle.loads(done.stdout))
 
 
-def _report(sender, url: str, requests: Sequence[bytes], callers: int, seconds: float | None) -> None:
-    sender.send(_drive(url, requests, callers, seconds))
-
-
-def _drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | None) -> Driven:
+def _drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | None, ramp_seconds: float = 0.0) -> Driven:
     parts = urlsplit(url)
+    address = (parts.hostname, parts.port)
     waiting = iter(requests)
     latencies: list[float] = []
-    total_bytes = failed = 0
+    ended: list[float] = []
+    statuses: list[int] = []
+    total_bytes = begun = 0
     cpu = time.process_time()
     started = time.perf_counter()
     until = started + seconds if seconds is not None else float("inf")
     with selectors.EpollSelector() as selector:
-        for _ in range(callers):
-            caller = _Caller(socket.create_connection((parts.hostname, parts.port)))
-            if caller.ask(waiting):
-                selector.register(caller.socket, selectors.EVENT_READ, caller)
-        while selector.get_map():
-            events = selector.select(STALLED_SECONDS)
-            if not events:
+        while begun < callers or selector.get_map():
+            now = time.perf_counter()
+            while begun < callers and now >= started + ramp_seconds * begun / callers:
+                begun += 1
+                _begin(_Caller(address), waiting if now < until else iter(()), selector)
+            pause = started + ramp_seconds * begun / callers - now if begun < callers else STALLED_SECONDS
+            events = selector.select(max(0.0, pause))
+            if not events and begun == callers and selector.get_map():
                 raise TimeoutError(f"no answer for {STALLED_SECONDS:g} seconds")
             for key, _ in events:
                 caller = key.data
                 if not caller.receive():
                     continue
-                latencies.append(time.perf_counter() - caller.asked)
+                now = time.perf_counter()
+                latencies.append(now - caller.asked)
+                ended.append(now - started)
+                statuses.append(caller.status)
                 total_bytes += caller.needed
-                failed += not caller.ok
-                if time.perf_counter() > until or not caller.ask(waiting):
-                    selector.unregister(caller.socket)
+                selector.unregister(caller.socket)
+                if now <= until:
+                    _begin(caller, waiting, selector)
+                else:
                     caller.socket.close()
     elapsed = time.perf_counter() - started
-    return Driven(elapsed, tuple(latencies), time.process_time() - cpu, total_bytes, failed)
+    failed = sum(status != OK for status in statuses)
+    return Driven(elapsed, tuple(latencies), time.process_time() - cpu, total_bytes, failed, tuple(ended), tuple(statuses))
+
+
+def _begin(caller: "_Caller", waiting: Iterator[bytes], selector: selectors.EpollSelector) -> None:
+    """Let the caller ask the next question, if there is one."""
+    if caller.ask(waiting):
+        selector.register(caller.socket, selectors.EVENT_READ, caller)
+    else:
+        caller.socket.close()
 
 
 class _Caller:
-    """One connection that asks, waits for the whole answer and asks again."""
+    """One connection that asks, waits for the whole answer and asks again; a new one where the server ends it."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self.socket = connection
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, address: tuple[str | None, int | None]) -> None:
+        self._address = address
         self.asked = 0.0
-        self.ok = False
+        self.status = 0
         self.needed = 0
         self._got = 0
         self._head = b""
+        self._ends = False
+        self.socket = self._connect()
+
+    def _connect(self) -> socket.socket:
+        connection = socket.create_connection(self._address)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
 
     def ask(self, waiting: Iterator[bytes]) -> bool:
         """Send the next request; False when there is none."""
         request = next(waiting, None)
         if request is None:
             return False
-        self._head, self._got, self.needed, self.asked = b"", 0, 0, time.perf_counter()
-        self.socket.sendall(request)
+        if self._ends:
+            self.socket.close()
+            self.socket = self._connect()
+        self._head, self._got, self.needed, self.status, self._ends, self.asked = b"", 0, 0, 0, False, time.perf_counter()
+        try:
+            self.socket.sendall(request)
+        except ConnectionError:
+            self._ends = True  # seen again when the answer is read
         return True
 
     def receive(self) -> bool:
-        """Take in what has arrived; True when the answer is whole. Raises `ConnectionError` when it ends early."""
-        data = self.socket.recv(RECEIVE_BYTES)
+        """Take in what has arrived; True when the answer is whole, or when it will never be: then `status` is 0."""
+        try:
+            data = self.socket.recv(RECEIVE_BYTES)
+        except ConnectionError:
+            data = b""
         if not data:
-            raise ConnectionError("the server closed a connection before its answer was whole")
+            self.status, self._ends = 0, True
+            return True
         self._got += len(data)
         if not self.needed:
             self._head += data
             head, end, _ = self._head.partition(b"\r\n\r\n")
             if not end:
                 return False
-            self.ok = head.startswith(b"HTTP/1.1 200 ")
-            length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+            self.status = int(head[9:12])
+            fields = head.lower()
+            self._ends = b"\r\nconnection: close" in fields
+            length = fields.partition(b"content-length:")[2].partition(b"\r\n")[0]
             self.needed = len(head) + len(end) + int(length)
         return self._got >= self.needed
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(pickle.dumps(astuple(_drive(*pickle.load(sys.stdin.buffer)))))

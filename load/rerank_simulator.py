@@ -164,7 +164,7 @@ async def _main() -> None:
     parser.add_argument("--failure-rate", type=float, default=0.0, help="share of requests that fail, from 0 to 1")
     given = parser.parse_args()
     vendors = RerankVendors(given.latency, given.jitter, given.failure_rate)
-    async with VendorSimulator(choose=vendors).listen(given.port) as simulator:
+    async with VendorSimulator(choose=vendors, kept=1).listen(given.port) as simulator:
         print(f"listening on {simulator.base_url}", flush=True)
         for provider, wire in WIRES.items():
             print(f"  {provider:24}{simulator.base_url}{wire.base}")

@@ -64,14 +64,16 @@ class VendorSimulator:
 
     `choose`, where given, takes the place of `behaviour` and decides by the request.
 
-    `connections` counts those accepted, `open_requests` the requests whose answer is not finished. `hung_up` is set when a
-    client closes its connection in the middle of an answer.
+    `requests` holds the last ones, at least `kept` of them: a load run sends more than fit into memory. `connections` counts those
+    accepted, `open_requests` the requests whose answer is not finished. `hung_up` is set when a client closes its connection in
+    the middle of an answer.
     """
 
     behaviour: Behaviour = Behaviour()
     script: list[Behaviour] = field(default_factory=list)
     choose: Callable[[Request], Behaviour] | None = None
     requests: list[Request] = field(default_factory=list)
+    kept: int = 1000
     connections: int = 0
     open_requests: int = 0
     most_open_requests: int = 0
@@ -113,6 +115,8 @@ class VendorSimulator:
     async def _serve(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         """Answer one request, unless the client hangs up first. Returns what was read of the next request."""
         self.requests.append(request)
+        if len(self.requests) > 2 * self.kept:
+            del self.requests[: -self.kept]
         self.arrived.set()
         self.open_requests += 1
         self.most_open_requests = max(self.most_open_requests, self.open_requests)
@@ -327,7 +331,7 @@ async def _main() -> None:
     given = parser.parse_args()
     words = tuple(f"word{number} " for number in range(given.words))
     behaviour = Behaviour(given.failure, latency_seconds=given.latency, gap_seconds=given.gap, words=words, dimension=given.dimension)
-    async with VendorSimulator(behaviour).listen(given.port) as vendor:
+    async with VendorSimulator(behaviour, kept=1).listen(given.port) as vendor:
         print(f"listening on {vendor.base_url}", flush=True)
         await asyncio.Event().wait()
 
