@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -125,9 +125,8 @@ class RankedChunk:
     explain: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentCount:
-    """How many entries of a ranked list come from one document."""
+class DocumentCount(NamedTuple):
+    """How many entries of a ranked list come from one document. A tuple: an answer may count a thousand documents."""
 
     document_id: str
     document_name: str

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import structlog
 
+from rag.deadline import at_most
 from rag.errors import DeadlineExceeded, InvalidArgument, MillraceError, Overloaded, ProviderBadReply, ProviderError, Unavailable
 from rag.nlp.fuse import Ranking, fuse, fuse_reranked
 from rag.nlp.highlight import Highlighter
@@ -32,6 +33,8 @@ KEEP_VECTOR_ONLY = True
 
 DocumentNames = Callable[[Sequence[str]], Awaitable[Mapping[str, str]]]
 
+# Of the time a request has left: without the question's vector, words still find, if there is time for it.
+_SHARE_OF_EMBEDDING = 0.5
 _MODEL_FAILURES = (ProviderError, Overloaded, Unavailable, DeadlineExceeded, TimeoutError)
 _log = structlog.get_logger("millrace.retrieval")
 
@@ -42,6 +45,7 @@ class RetrievalRequest:
 
     `page` counts from 1. `similarity_threshold` and `vector_similarity_weight` are those of `rag.nlp.fuse.fuse`. `top_k`
     bounds the vector arm's candidates. `rerank_limit` bounds what a reranker reads, and with a reranker the whole list.
+    `embed_seconds`, at most half of what the request has left, may pass until the question is embedded.
     `available` None finds switched off chunks too. `explain` adds each chunk's raw scores and ranks.
     """
 
@@ -59,6 +63,7 @@ class RetrievalRequest:
     available: bool | None = True
     keep_vector_only: bool = KEEP_VECTOR_ONLY
     rerank_limit: int = 64
+    embed_seconds: float = 10.0
 
 
 async def async_retrieval(
@@ -93,7 +98,8 @@ async def async_retrieval(
     if embedder is not None and request.vector_similarity_weight > 0:
         with watch.stage("embed"):
             try:
-                vector, trust = await embedder.embed_query(question), embedder.trust(question)
+                async with at_most(request.embed_seconds, _SHARE_OF_EMBEDDING):
+                    vector, trust = await embedder.embed_query(question), embedder.trust(question)
             except _MODEL_FAILURES as exc:
                 degraded.append("embed")
                 reasons["embed"] = _reason(exc)
@@ -234,7 +240,7 @@ async def _documents(
     """The whole list's documents by descending number of entries, equal ones by id."""
     entries_of = candidates.document_of[ranking.rows]
     counts = np.bincount(entries_of, minlength=len(candidates.documents)).tolist()
-    ordered = sorted((-count, document) for count, document in zip(counts, candidates.documents, strict=True) if count)
+    ordered = sorted([(-count, document) for count, document in zip(counts, candidates.documents, strict=True) if count])
     if document_names is None:
         _, first = np.unique(entries_of, return_index=True)
         one_of_each = await search_lane.run(store.get, request.tenant_id, _chunk_ids(candidates, ranking.rows[first]))

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from rag.errors import InvalidArgument, Unavailable
-from rag.store.rows import BODY_COLUMNS, body_of, chunk_of, hex_id, stored_id
+from rag.store.rows import body_of, chunk_of, hex_id, stored_id
 from rag.store.vectors import Part, VectorFiles
 from rag.types import Chunk, ChunkSelector
 
@@ -42,8 +42,12 @@ CREATE TABLE IF NOT EXISTS changes(
 CREATE TABLE IF NOT EXISTS quarantine(rid INTEGER PRIMARY KEY);
 """
 _ROW = "rid, id, dataset, document, available, part, slot"
-_CHUNK = f"""SELECT c.id, s.id, d.id, c.version, c.position, c.created_at, c.available, {", ".join("b." + name for name in BODY_COLUMNS)}
-FROM chunks c JOIN bodies b USING(rid) JOIN datasets s ON s.number = c.dataset JOIN documents d ON d.number = c.document"""
+# A chunk as one JSON array. Python's sqlite3 lets go of the interpreter lock at every row it fetches, and under load each time is
+# a wait for other threads' turns: a page of chunks comes as one row.
+_CHUNK = """'[' || c.id || ',"' || s.id || '","' || d.id || '",' || c.version || ',' || c.position || ',' || c.created_at || ',' ||
+c.available || ',' || json_quote(b.title) || ',' || json_quote(b.content) || ',' || json_quote(b.keywords) || ',' ||
+json_quote(b.questions) || ',' || CAST(b.body AS TEXT) || ']'"""
+_FROM = "FROM chunks c JOIN bodies b USING(rid) JOIN datasets s ON s.number = c.dataset JOIN documents d ON d.number = c.document"
 _IN = "IN (SELECT value FROM json_each(?))"
 
 
@@ -357,8 +361,8 @@ class Record:
     def by_rid(self, rids: Sequence[int]) -> dict[int, Chunk]:
         """The chunks that exist, by rid."""
         with self._connection() as connection:
-            rows = connection.execute(_CHUNK.replace("SELECT ", "SELECT c.rid, ", 1) + f" WHERE c.rid {_IN}", (_json(rids),)).fetchall()
-        return {row[0]: chunk_of(row[1:]) for row in rows}
+            rows = connection.execute(f"SELECT c.rid, {_CHUNK} {_FROM} WHERE c.rid {_IN}", (_json(rids),)).fetchall()
+        return {rid: chunk_of(orjson.loads(chunk)) for rid, chunk in rows}
 
     def vectors(self, chunk_ids: Sequence[str], space: str) -> tuple[int, dict[str, np.ndarray]]:
         """The space's dimension (0: no vector of this tenant is in it) and the unit vectors float16 by chunk id."""
@@ -383,8 +387,8 @@ class Record:
         page = " ORDER BY c.position, c.created_at DESC, c.id LIMIT ? OFFSET ?"
         with self.read() as connection:
             total = connection.execute("SELECT count(*) FROM chunks c" + where, values).fetchone()[0]
-            rows = connection.execute(_CHUNK + where + page, [*values, limit, offset]).fetchall()
-        return total, [chunk_of(row) for row in rows]
+            rows = connection.execute(f"SELECT {_CHUNK} {_FROM}" + where + page, [*values, limit, offset]).fetchall()
+        return total, [chunk_of(orjson.loads(chunk)) for (chunk,) in rows]
 
     def count(self, selector: ChunkSelector) -> int:
         """How many chunks are selected."""
@@ -479,8 +483,9 @@ def _array(cursor: sqlite3.Cursor, width: int) -> np.ndarray:
 
 
 def _chunks(connection: sqlite3.Connection, chunk_ids: Sequence[str]) -> dict[str, Chunk]:
-    rows = connection.execute(f"{_CHUNK} WHERE c.id {_IN}", (_json([stored_id(id_) for id_ in chunk_ids]),)).fetchall()
-    return {chunk.id: chunk for chunk in map(chunk_of, rows)}
+    wanted = _json([stored_id(id_) for id_ in chunk_ids])
+    (found,) = connection.execute(f"SELECT '[' || group_concat({_CHUNK}) || ']' {_FROM} WHERE c.id {_IN}", (wanted,)).fetchone()
+    return {chunk.id: chunk for chunk in map(chunk_of, orjson.loads(found or "[]"))}
 
 
 def _given(order: Mapping[int, int], vectors: np.ndarray, space: str) -> dict[int, tuple[str, bytes]]:

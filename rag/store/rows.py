@@ -9,7 +9,9 @@ import orjson
 from rag.errors import InvalidArgument
 from rag.types import Chunk, ChunkTerms
 
-BODY_COLUMNS = ("title", "content", "keywords", "questions", "body")
+# What text indexes keep for a field without terms. Engines count a field's average length over all chunks, or over those that
+# have the field; with a term in each the two are one, and so are the scores of all stores. No analysed term holds this character.
+ABSENT = "\x00\x00"
 _ID = re.compile(r"[0-9a-f]{16}")
 _HALF = 1 << 63
 
@@ -26,8 +28,13 @@ def hex_id(stored: int) -> str:
     return f"{stored + _HALF:016x}"
 
 
+def indexed_text(terms: str) -> str:
+    """A field's terms as text indexes keep them."""
+    return terms or ABSENT
+
+
 def body_of(chunk: Chunk) -> tuple[str, str, str, str, bytes]:
-    """The columns `BODY_COLUMNS` of a chunk. Raises `InvalidArgument` for what is not valid Unicode or not JSON."""
+    """The columns title, content, keywords, questions (terms) and body (JSON) of a chunk. Raises `InvalidArgument` for what is not valid Unicode or not JSON."""
     fields = {
         "document_name": chunk.document_name,
         "content": chunk.content,
@@ -49,8 +56,8 @@ def body_of(chunk: Chunk) -> tuple[str, str, str, str, bytes]:
 
 
 def chunk_of(row: Sequence[Any]) -> Chunk:
-    """The chunk of a row: id, dataset id, document id, version, position, created_at, available, then `BODY_COLUMNS`."""
-    fields = orjson.loads(row[11])
+    """The chunk of id, dataset id, document id, version, position, created_at, available, then the columns of `body_of`, parsed."""
+    fields = row[11]
     return Chunk(
         id=hex_id(row[0]),
         dataset_id=row[1],
