@@ -12,7 +12,7 @@ import xxhash
 
 from api.parts import Parts
 from api.token_counters import token_counter
-from db.services import document_service, task_service
+from db.services import document_service, state_service
 from db.services.document_service import DocumentRecord
 from rag.errors import Conflict, InvalidArgument, TooLarge
 from rag.nlp.tokenize import chunk_terms
@@ -62,7 +62,7 @@ async def edit(parts: Parts, tenant_id: str, chunk: Chunk, changes: Mapping[str,
         if changes.keys() & EMBEDDED and (embedded is None or embedded[0] != text):
             embedded = text, await embed(embedder, after)
         vector = None if embedded is None else embedded[1]
-        now = await parts.session.write(_replace, parts.store, tenant_id, chunk, after, vector, embedder.space, tokens)
+        now = await parts.session.write_once(_replace, parts.store, tenant_id, chunk, after, vector, embedder.space, tokens)
         if now is None:
             return False
         if now is after:
@@ -77,7 +77,7 @@ async def remove(parts: Parts, document: DocumentRecord, found: Sequence[Chunk],
     selector = ChunkSelector(document_ids=(document.id,), chunk_ids=tuple(chunk.id for chunk in found))
     tokens = await parts.lanes.search.run(_tokens_by_text, embedder.tokenizer_path, [chunk.content for chunk in found])
     count = token_counter(embedder.tokenizer_path).count
-    return await parts.session.write(_take, parts.store, document.tenant_id, selector, lambda text: tokens.get(text) or count(text))
+    return await parts.session.write_once(_take, parts.store, document.tenant_id, selector, lambda text: tokens.get(text) or count(text))
 
 
 async def remove_all(parts: Parts, document: DocumentRecord, embedder: Embedder) -> None:
@@ -143,16 +143,16 @@ async def _rename(parts: Parts, document: DocumentRecord) -> None:
 
 
 # ------------------------------------------------------------------------------------ inside a transaction of the database
-# Whoever deletes the document, starts or stops it comes wholly before one of these, or wholly after: no chunk is stored for a
-# document that is gone, and what is counted is what happened. The store's own transaction inside is short: nothing waits for
-# its text index here.
+# The document is held first: whoever deletes it, starts or stops it comes wholly before one of these, or wholly after. No chunk is
+# stored for a document that is gone, and what is counted is what happened. The store's own transaction inside is short: nothing
+# waits for its text index here.
 def _add(store: ChunkStore, tenant_id: str, chunk: Chunk, vector: np.ndarray, space: str, tokens: int) -> Chunk | None:
-    document = document_service.get(tenant_id, chunk.document_id)
+    document = document_service.hold(tenant_id, chunk.document_id)
     if document is None:
         return None
     chunk = replace(chunk, document_name=document.name, available=document.enabled)
     store.put(tenant_id, [chunk], vector, space, wait=False)
-    task_service.add_counts(document.id, 1, tokens)
+    state_service.add_counts(document.id, 1, tokens)
     return chunk
 
 
@@ -160,40 +160,43 @@ def _replace(
     store: ChunkStore, tenant_id: str, before: Chunk, after: Chunk, vector: np.ndarray | None, space: str, tokens: int
 ) -> Chunk | None:  # fmt: skip
     """What the store has now: `after`, or what somebody else made of `before`. None: the chunk or its document is gone."""
-    if document_service.get(tenant_id, before.document_id) is None:
+    if document_service.hold(tenant_id, before.document_id) is None:
         return None
     (replaced,) = store.replace(tenant_id, [before], [after], vector, space, wait=False)
     if replaced:
-        task_service.add_counts(before.document_id, 0, tokens)
+        state_service.add_counts(before.document_id, 0, tokens)
         return after
     (now,) = store.get(tenant_id, [before.id])
     return now if now is not None and now.document_id == before.document_id else None
 
 
 def _take(store: ChunkStore, tenant_id: str, selector: ChunkSelector, tokens: Callable[[str], int]) -> int:
+    for document_id in selector.document_ids or ():
+        document_service.hold(tenant_id, document_id)
     taken = store.take(tenant_id, selector)
     for chunk in taken[:1]:
-        task_service.add_counts(chunk.document_id, -len(taken), -sum(tokens(chunk.content) for chunk in taken))
+        state_service.add_counts(chunk.document_id, -len(taken), -sum(tokens(chunk.content) for chunk in taken))
     return len(taken)
 
 
 def _take_all(store: ChunkStore, document: DocumentRecord) -> bool:
     """False: the document is being parsed, and the end of the run needs to know what was taken from it."""
-    now = document_service.get(document.tenant_id, document.id)
+    now = document_service.hold(document.tenant_id, document.id)
     if now is not None and now.run == "RUNNING":
         return False
     store.delete(document.tenant_id, ChunkSelector(document_ids=(document.id,)))
-    task_service.recount(document.id, 0)
+    state_service.recount(document.id, 0)
     return True
 
 
 def _recount(store: ChunkStore, tenant_id: str, document_ids: Sequence[str]) -> None:
     for document_id in document_ids:
-        task_service.recount(document_id, store.count(tenant_id, ChunkSelector(document_ids=(document_id,))))
+        document_service.hold(tenant_id, document_id)
+        state_service.recount(document_id, store.count(tenant_id, ChunkSelector(document_ids=(document_id,))))
 
 
 def _switch(store: ChunkStore, document: DocumentRecord) -> None:
-    now = document_service.get(document.tenant_id, document.id)
+    now = document_service.hold(document.tenant_id, document.id)
     if now is not None:
         store.set_available(document.tenant_id, ChunkSelector(document_ids=(document.id,)), now.enabled)
 

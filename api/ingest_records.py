@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from db.services import task_service
+from db.services import lease_service, state_service
 from db.session import Session
 from rag.ports import ChunkStore
 from rag.types import ChunkSelector, IngestTask
@@ -19,20 +19,20 @@ class DatabaseRecords:
 
     async def claim(self, worker: str, lease_seconds: float, busy_tenants: Collection[str] = ()) -> IngestTask | None:
         """As `rag.ports.IngestRecords.claim`. Polling an idle queue only reads."""
-        if not await self._session.read(task_service.any_due, busy_tenants):
+        if not await self._session.read(lease_service.any_due, busy_tenants):
             return None
-        task = await self._session.write(task_service.claim, worker, lease_seconds, self._last_tenant, busy_tenants)
+        task = await self._session.write(lease_service.claim, worker, lease_seconds, self._last_tenant, busy_tenants)
         if task is not None:
             self._last_tenant = task.tenant_id
         return task
 
     async def renew(self, task: IngestTask, worker: str, lease_seconds: float) -> bool:
         """As `rag.ports.IngestRecords.renew`."""
-        return await self._session.write(task_service.renew, task, worker, lease_seconds)
+        return await self._session.write(lease_service.renew, task, worker, lease_seconds)
 
     async def report(self, task: IngestTask, worker: str, progress: float, message: str) -> bool:
         """As `rag.ports.IngestRecords.report`."""
-        return await self._session.write(task_service.report, task, worker, progress, message)
+        return await self._session.write(lease_service.report, task, worker, progress, message)
 
     async def finish(self, task: IngestTask, worker: str, *, chunk_count: int, token_count: int, message: str) -> bool:
         """As `rag.ports.IngestRecords.finish`."""
@@ -40,16 +40,16 @@ class DatabaseRecords:
 
     async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
         """As `rag.ports.IngestRecords.fail`."""
-        return await self._session.write(task_service.fail, task, worker, message, retry=retry)
+        return await self._session.write(lease_service.fail, task, worker, message, retry=retry)
 
     async def give_back(self, task: IngestTask, worker: str) -> bool:
         """As `rag.ports.IngestRecords.give_back`."""
-        return await self._session.write(task_service.give_back, task, worker)
+        return await self._session.write(lease_service.give_back, task, worker)
 
     def _finish(self, task: IngestTask, worker: str, chunk_count: int, token_count: int, message: str) -> bool:
-        finish = task_service.finish
+        finish = lease_service.finish
         if not finish(task, worker, chunk_count=chunk_count, token_count=token_count, message=message):
             return False
         if task.kind == "parse":
-            task_service.recount(task.document_id, self._store.count(task.tenant_id, ChunkSelector(document_ids=(task.document_id,))))
+            state_service.recount(task.document_id, self._store.count(task.tenant_id, ChunkSelector(document_ids=(task.document_id,))))
         return True

@@ -2,6 +2,8 @@
 
 Times are integer milliseconds since the epoch. `name_key` is the name in the form that must be unique (see `name_key()`);
 it is NULL for a soft-deleted row, and NULLs do not collide. JSON columns hold text written by `JSONField`.
+
+Texts compare and sort by their code points in every database, whatever its own language is, and blanks at the end count.
 """
 
 import time
@@ -10,16 +12,8 @@ import uuid
 from typing import Any
 
 import orjson
-from peewee import (
-    BigIntegerField,
-    BooleanField,
-    CharField,
-    DatabaseProxy,
-    DoubleField,
-    IntegerField,
-    Model,
-    TextField,
-)
+import peewee
+from peewee import SQL, BigIntegerField, BooleanField, Context, DatabaseProxy, DoubleField, IntegerField, Model, NodeList
 
 proxy = DatabaseProxy()
 
@@ -37,6 +31,36 @@ def now_ms() -> int:
 def name_key(name: str) -> str:
     """What two names share when they count as the same: their NFC form without case."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+class _Text:
+    """What both kinds of text columns do alike on all databases."""
+
+    def db_value(self, value: Any) -> Any:
+        """Without NUL, which PostgreSQL does not take in texts."""
+        value = super().db_value(value)  # type: ignore[misc]
+        return value.replace("\0", "") if isinstance(value, str) and "\0" in value else value
+
+    def ddl(self, context: Context) -> NodeList:
+        """The column's definition, with the order of its texts."""
+        definition = super().ddl(context)  # type: ignore[misc]
+        if proxy.obj.kind == "postgresql":
+            definition.nodes.insert(2, SQL('COLLATE "C"'))
+        elif proxy.obj.kind == "mysql":
+            definition.nodes.insert(2, SQL(f"CHARACTER SET utf8mb4 COLLATE {proxy.obj.collation}"))
+        return definition
+
+
+class CharField(_Text, peewee.CharField):
+    """A short text of bounded length, counted in characters."""
+
+
+class TextField(_Text, peewee.TextField):
+    """A text of any length."""
+
+    def ddl_datatype(self, context: Context) -> SQL:
+        """The type; what MySQL calls TEXT ends at 64 KiB."""
+        return SQL("LONGTEXT") if proxy.obj.kind == "mysql" else super().ddl_datatype(context)
 
 
 class JSONField(TextField):

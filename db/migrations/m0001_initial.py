@@ -1,10 +1,9 @@
 """The first schema."""
 
-from peewee import Database
-
+from db.engines import Engine
 from db.models import ALL
 
 
-def up(database: Database) -> None:
+def up(database: Engine) -> None:
     """Create every table and index."""
     database.create_tables(ALL)

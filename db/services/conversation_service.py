@@ -6,6 +6,7 @@ from typing import Any
 
 from peewee import fn
 
+from db.dialect import among, locked
 from db.models import Conversation, Message, name_key, now_ms
 from db.records import freeze
 from rag.errors import NotFound
@@ -67,7 +68,7 @@ def listing(
     if conversation_id:
         query = query.where(Conversation.id == conversation_id)
     if name:
-        query = query.where(Conversation.id.in_(_ids_named(dialog_id, name)))
+        query = query.where(among(Conversation.id, _ids_named(dialog_id, name)))
     if user_id:
         query = query.where(Conversation.user_id == user_id)
     column = getattr(Conversation, orderby)
@@ -87,10 +88,10 @@ def delete(tenant_id: str, dialog_id: str, conversation_ids: Sequence[str] | Non
     """Delete the chat's sessions (None: all) with their messages and return the ids of those that existed."""
     query = Conversation.select(Conversation.id).where(Conversation.tenant_id == tenant_id, Conversation.dialog_id == dialog_id)
     if conversation_ids is not None:
-        query = query.where(Conversation.id.in_(list(conversation_ids)))
-    ids = {row.id for row in query}
-    Message.delete().where(Message.conversation_id.in_(list(ids))).execute()
-    Conversation.delete().where(Conversation.id.in_(list(ids))).execute()
+        query = query.where(among(Conversation.id, conversation_ids))
+    ids = {row.id for row in locked(query.order_by(Conversation.id))}  # nobody appends a turn from here on
+    Message.delete().where(among(Message.conversation_id, ids)).execute()
+    Conversation.delete().where(among(Conversation.id, ids)).execute()
     return ids
 
 
@@ -111,7 +112,7 @@ def append_turn(tenant_id: str, conversation_id: str, messages: Sequence[Message
 
 
 def _ids_named(dialog_id: str, name: str) -> list[str]:
-    # in Python: SQLite folds the case of ASCII only, and sessions keep no folded name as they need not be unique
+    # in Python: every database folds case in its own way, and sessions keep no folded name as they need not be unique
     rows = Conversation.select(Conversation.id, Conversation.name).where(Conversation.dialog_id == dialog_id)
     return [row.id for row in rows if name_key(row.name) == name_key(name)]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from peewee import IntegrityError, fn
 
+from db.dialect import among, has_part, locked
 from db.models import Dataset, Document, name_key, now_ms
 from db.records import free_name, freeze
 from db.services import task_service
@@ -76,7 +77,7 @@ def get(tenant_id: str, dataset_id: str) -> DatasetRecord | None:
 
 def get_many(tenant_id: str, dataset_ids: Sequence[str]) -> dict[str, DatasetRecord]:
     """Those of the datasets that the tenant has, by id."""
-    rows = Dataset.select().where(Dataset.tenant_id == tenant_id, Dataset.id.in_(list(dataset_ids)))
+    rows = Dataset.select().where(Dataset.tenant_id == tenant_id, among(Dataset.id, dataset_ids))
     return {row.id: freeze(DatasetRecord, row) for row in rows}
 
 
@@ -90,13 +91,13 @@ def search(tenant_id: str, query: DatasetQuery) -> tuple[int, list[DatasetRecord
     """How many datasets match, and the page of them that was asked for."""
     rows = Dataset.select().where(Dataset.tenant_id == tenant_id)
     if query.ids is not None:
-        rows = rows.where(Dataset.id.in_(query.ids))
+        rows = rows.where(among(Dataset.id, query.ids))
     if query.name:
         rows = rows.where(Dataset.name_key == name_key(query.name))
     if query.chunk_method:
         rows = rows.where(Dataset.chunk_method == query.chunk_method)
     if query.keywords:
-        rows = rows.where(Dataset.name_key.contains(name_key(query.keywords)))
+        rows = rows.where(has_part(Dataset.name_key, name_key(query.keywords)))
     order, tie = getattr(Dataset, query.orderby), Dataset.id
     ordered = rows.order_by(order.desc(), tie.desc()) if query.descending else rows.order_by(order, tie)
     return rows.count(), [freeze(DatasetRecord, row) for row in ordered.paginate(query.page, query.page_size)]
@@ -106,7 +107,7 @@ def run_counts(dataset_ids: Iterable[str]) -> dict[str, dict[str, int]]:
     """Dataset id -> run state -> how many of its documents are in it."""
     rows = (
         Document.select(Document.dataset_id, Document.run, fn.COUNT(Document.id).alias("number"))
-        .where(Document.dataset_id.in_(list(dataset_ids)))
+        .where(among(Document.dataset_id, list(dataset_ids)))
         .group_by(Document.dataset_id, Document.run)
     )
     counts: dict[str, dict[str, int]] = {}
@@ -117,7 +118,7 @@ def run_counts(dataset_ids: Iterable[str]) -> dict[str, dict[str, int]]:
 
 def size_bytes(dataset_id: str) -> int:
     """Bytes of all files of the dataset."""
-    return Document.select(fn.COALESCE(fn.SUM(Document.size), 0)).where(Document.dataset_id == dataset_id).scalar()
+    return int(Document.select(fn.COALESCE(fn.SUM(Document.size), 0)).where(Document.dataset_id == dataset_id).scalar())
 
 
 def update(tenant_id: str, dataset_id: str, values: Mapping[str, Any]) -> DatasetRecord | None:
@@ -135,7 +136,7 @@ def update(tenant_id: str, dataset_id: str, values: Mapping[str, Any]) -> Datase
 
 def merge_config(tenant_id: str, dataset_id: str, keys: Mapping[str, Any]) -> DatasetRecord | None:
     """The dataset with these keys set in its parser config, or None if the tenant has none of that id."""
-    row = Dataset.get_or_none(Dataset.tenant_id == tenant_id, Dataset.id == dataset_id)
+    row = locked(Dataset.select().where(Dataset.tenant_id == tenant_id, Dataset.id == dataset_id)).first()
     return None if row is None else update(tenant_id, dataset_id, {"parser_config": row.parser_config | dict(keys)})
 
 
@@ -143,10 +144,10 @@ def delete(tenant_id: str, dataset_ids: Sequence[str] | None) -> tuple[int, list
     """Remove datasets (all of the tenant's for None) with their documents: how many there were, and what is to be purged after."""
     owned = Dataset.select(Dataset.id).where(Dataset.tenant_id == tenant_id)
     if dataset_ids is not None:
-        owned = owned.where(Dataset.id.in_(list(dataset_ids)))
-    ids = [row.id for row in owned]
-    purges = task_service.remove_documents(tenant_id, Document.dataset_id.in_(ids))
-    Dataset.delete().where(Dataset.id.in_(ids)).execute()
+        owned = owned.where(among(Dataset.id, dataset_ids))
+    ids = [row.id for row in locked(owned.order_by(Dataset.id))]
+    purges = task_service.remove_documents(tenant_id, among(Document.dataset_id, ids))
+    Dataset.delete().where(among(Dataset.id, ids)).execute()
     return len(ids), purges
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peewee import IntegrityError, ModelSelect, fn
+from peewee import IntegrityError, ModelSelect, Value
 
+from db.dialect import among, has_part, locked
 from db.models import Dataset, Dialog, Tenant, name_key, now_ms
 from db.records import freeze
 from rag.errors import Conflict, NotFound
@@ -15,6 +16,8 @@ COLUMNS = (
     "similarity_threshold", "vector_similarity_weight", "top_n", "top_k", "do_refer", "rerank_id", "dataset_ids",
 )  # fmt: skip
 """What a caller may set; `create` and `update` take these names only."""
+
+_ALIVE = Dialog.deleted == Value(False)  # not `~`: MySQL and SQLite use the index for comparisons only
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class DialogRecord:
 def datasets_of(tenant_id: str, dataset_ids: Sequence[str]) -> dict[str, DatasetBrief]:
     """The tenant's datasets among `dataset_ids`, by id."""
     rows = Dataset.select(Dataset.id, Dataset.name, Dataset.chunk_count, Dataset.embedding_model).where(
-        Dataset.tenant_id == tenant_id, Dataset.id.in_(list(dataset_ids))
+        Dataset.tenant_id == tenant_id, among(Dataset.id, dataset_ids)
     )
     return {row.id: freeze(DatasetBrief, row) for row in rows}
 
@@ -96,7 +99,7 @@ def listing(
     if name:
         query = query.where(Dialog.name_key == name_key(name))
     if keywords and not (dialog_id or name):
-        query = query.where(fn.instr(Dialog.name_key, name_key(keywords)) > 0)
+        query = query.where(has_part(Dialog.name_key, name_key(keywords)))
     column = getattr(Dialog, orderby)
     order = (column.desc(), Dialog.id.desc()) if desc else (column.asc(), Dialog.id.asc())
     return query.count(), _records(tenant_id, list(query.order_by(*order).paginate(page, page_size)))
@@ -107,7 +110,7 @@ def update(tenant_id: str, dialog_id: str, values: Mapping[str, Any]) -> DialogR
     changes = _columns(values)
     if "name" in changes:
         changes["name_key"] = name_key(changes["name"])
-    mine = (Dialog.tenant_id == tenant_id) & (Dialog.id == dialog_id) & ~Dialog.deleted
+    mine = (Dialog.tenant_id == tenant_id) & (Dialog.id == dialog_id) & _ALIVE
     try:
         Dialog.update(update_time=now_ms(), **changes).where(mine).execute()
     except IntegrityError as exc:
@@ -119,10 +122,10 @@ def delete(tenant_id: str, dialog_ids: Sequence[str] | None) -> set[str]:
     """Delete the chats (None: all of the tenant) and return the ids of those that existed."""
     query = _alive(tenant_id)
     if dialog_ids is not None:
-        query = query.where(Dialog.id.in_(list(dialog_ids)))
-    ids = {row.id for row in query.select(Dialog.id)}
+        query = query.where(among(Dialog.id, dialog_ids))
+    ids = {row.id for row in locked(query.select(Dialog.id).order_by(Dialog.id))}
     # a deleted chat gives its name free: NULLs do not collide
-    Dialog.update(deleted=True, name_key=None, update_time=now_ms()).where(Dialog.id.in_(list(ids))).execute()
+    Dialog.update(deleted=True, name_key=None, update_time=now_ms()).where(among(Dialog.id, ids)).execute()
     return ids
 
 
@@ -133,7 +136,7 @@ def owner_name(tenant_id: str) -> str:
 
 
 def _alive(tenant_id: str) -> ModelSelect:
-    return Dialog.select().where(Dialog.tenant_id == tenant_id, ~Dialog.deleted)
+    return Dialog.select().where(Dialog.tenant_id == tenant_id, _ALIVE)
 
 
 def _columns(values: Mapping[str, Any]) -> dict[str, Any]:

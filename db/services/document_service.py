@@ -7,14 +7,15 @@ from typing import Any
 import orjson
 from peewee import IntegrityError, ModelSelect, fn
 
+from db.dialect import alone, among, has_part, locked
 from db.models import Dataset, Document, name_key, now_ms, proxy
 from db.records import free_name, freeze
-from db.services import task_service
+from db.services import state_service, task_service
 from db.services.task_service import Purge
 from rag.errors import Conflict, Unavailable
 
 NAME_BYTES = 255
-# One parameter however many ids: a retrieval asks for hundreds. The plus keeps SQLite from reading all of the tenant's rows.
+# of SQLite; one parameter however many ids: a retrieval asks for hundreds. The plus keeps SQLite from reading all of the tenant's rows.
 _NAMES = "SELECT id, name FROM document WHERE +tenant_id = ? AND id IN (SELECT value FROM json_each(?))"
 
 
@@ -99,7 +100,7 @@ def add(tenant_id: str, dataset_id: str, uploads: Sequence[Upload]) -> list[Docu
 
     None when the dataset is gone. Raises `Unavailable` when a pledge ran out before its file was complete.
     """
-    if not Dataset.select(Dataset.id).where(Dataset.tenant_id == tenant_id, Dataset.id == dataset_id).exists():
+    if locked(Dataset.select(Dataset.id).where(Dataset.tenant_id == tenant_id, Dataset.id == dataset_id)).first() is None:
         return None
     records = [_add(tenant_id, dataset_id, upload) for upload in uploads]
     _count(dataset_id, len(records))
@@ -112,24 +113,35 @@ def get(tenant_id: str, document_id: str) -> DocumentRecord | None:
     return None if row is None else freeze(DocumentRecord, row)
 
 
+def hold(tenant_id: str, document_id: str) -> DocumentRecord | None:
+    """`get`, and nobody else changes the document, its dataset or its counters before the transaction ends."""
+    row = state_service.hold(document_id)
+    return None if row is None or row.tenant_id != tenant_id else freeze(DocumentRecord, row)
+
+
 def get_many(dataset_id: str, document_ids: Sequence[str]) -> dict[str, DocumentRecord]:
     """Those of the documents that the dataset has, by id."""
-    rows = Document.select().where(Document.dataset_id == dataset_id, Document.id.in_(list(document_ids)))
+    rows = Document.select().where(Document.dataset_id == dataset_id, among(Document.id, document_ids))
     return {row.id: freeze(DocumentRecord, row) for row in rows}
 
 
-def briefs(tenant_id: str, dataset_ids: Sequence[str], document_ids: Sequence[str] | None = None) -> list[DocumentBrief]:
-    """The datasets' documents, all or those among `document_ids`."""
+def briefs(
+    tenant_id: str, dataset_ids: Sequence[str], document_ids: Sequence[str] | None = None, *, hold: bool = False
+) -> list[DocumentBrief]:  # fmt: skip
+    """The datasets' documents, all or those among `document_ids`. With `hold` nobody changes them before the transaction ends."""
     columns = Document.id, Document.dataset_id, Document.name, Document.meta_fields
-    rows = Document.select(*columns).where(Document.tenant_id == tenant_id, Document.dataset_id.in_(list(dataset_ids)))
+    rows = Document.select(*columns).where(Document.tenant_id == tenant_id, among(Document.dataset_id, dataset_ids))
     if document_ids is not None:
-        rows = rows.where(Document.id.in_(list(document_ids)))
-    return [freeze(DocumentBrief, row) for row in rows]
+        rows = rows.where(among(Document.id, document_ids))
+    return [freeze(DocumentBrief, row) for row in (locked(rows.order_by(Document.id)) if hold else rows)]
 
 
 def names(tenant_id: str, document_ids: Sequence[str]) -> dict[str, str]:
     """Document id -> name, for those of the documents that the tenant has."""
-    return dict(proxy.execute_sql(_NAMES, (tenant_id, orjson.dumps(list(document_ids)).decode())))
+    if alone():
+        return dict(proxy.execute_sql(_NAMES, (tenant_id, orjson.dumps(list(document_ids)).decode())))
+    rows = Document.select(Document.id, Document.name).where(Document.tenant_id == tenant_id, among(Document.id, document_ids))
+    return dict(rows.tuples())
 
 
 def find_name(dataset_id: str, name: str) -> DocumentRecord | None:
@@ -162,6 +174,8 @@ def update(document_id: str, values: Mapping[str, Any], *, restart: bool = False
 
     With `restart` a parse run under way begins anew, because it cannot take the change in.
     """
+    if restart:
+        state_service.hold(document_id)
     changes = {**values, "update_time": now_ms()}
     if "name" in values:
         changes |= {"name_key": name_key(values["name"]), "suffix": suffix_of(values["name"])}
@@ -179,7 +193,7 @@ def update(document_id: str, values: Mapping[str, Any], *, restart: bool = False
 
 def merge_config(document_id: str, keys: Mapping[str, Any]) -> DocumentRecord | None:
     """The document with these keys set in its parser config, or None if it is gone."""
-    row = Document.get_or_none(Document.id == document_id)
+    row = locked(Document.select().where(Document.id == document_id)).first()
     return None if row is None else update(document_id, {"parser_config": row.parser_config | dict(keys)})
 
 
@@ -195,12 +209,14 @@ def reset(document_id: str, values: Mapping[str, Any]) -> DocumentRecord | None:
 
 def delete(tenant_id: str, dataset_id: str, document_ids: Sequence[str] | None) -> list[Purge]:
     """Remove documents (all of the dataset's for None): what is to be purged after."""
+    state_service.hold_datasets([dataset_id])
     which = Document.dataset_id == dataset_id
     if document_ids is not None:
-        which &= Document.id.in_(list(document_ids))
+        which &= among(Document.id, document_ids)
+    list(locked(Document.select(Document.id).where(which).order_by(Document.id)).tuples())
     sums = Document.select(fn.SUM(Document.chunk_count), fn.SUM(Document.token_count)).where(which).tuples().get()
     purges = task_service.remove_documents(tenant_id, which)
-    _count(dataset_id, -len(purges), -(sums[0] or 0), -(sums[1] or 0))
+    _count(dataset_id, -len(purges), -int(sums[0] or 0), -int(sums[1] or 0))
     return purges
 
 
@@ -245,11 +261,11 @@ def _count(dataset_id: str, documents: int, chunks: int = 0, tokens: int = 0) ->
 def _matching(dataset_id: str, query: DocumentQuery) -> ModelSelect:
     rows = Document.select().where(Document.dataset_id == dataset_id)
     if query.ids is not None:
-        rows = rows.where(Document.id.in_(query.ids))
+        rows = rows.where(among(Document.id, query.ids))
     if query.name:
         rows = rows.where(Document.name_key == name_key(query.name))
     if query.keywords:
-        rows = rows.where(Document.name_key.contains(name_key(query.keywords)))
+        rows = rows.where(has_part(Document.name_key, name_key(query.keywords)))
     if query.suffixes:
         rows = rows.where(Document.suffix.in_([suffix.lower() for suffix in query.suffixes]))
     if query.types:

@@ -112,7 +112,7 @@ def change(
     updates: Sequence[Mapping[str, Any]], deletes: Sequence[Mapping[str, Any]],
 ) -> tuple[int, int]:  # fmt: skip
     """Apply the changes to the documents selected: how many were changed, how many were selected."""
-    selected = document_service.briefs(tenant_id, [dataset_id], document_ids)
+    selected = document_service.briefs(tenant_id, [dataset_id], document_ids, hold=True)
     if condition:
         selected = [brief for brief in selected if fulfils(brief.meta_fields, condition)]
     return sum(_change(brief, updates, deletes) for brief in selected), len(selected)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peewee import IntegrityError, fn
+from peewee import IntegrityError
 
+from db.dialect import has_part
 from db.models import SearchApp, name_key, now_ms
 from db.records import free_name, freeze
 from rag.errors import Conflict, NotFound
@@ -33,9 +34,15 @@ class SearchRecord:
 
 def create(tenant_id: str, values: Mapping[str, Any]) -> SearchRecord:
     """A new search; a taken name becomes `name(1)`, `name(2)` ..."""
-    name = _free_name(tenant_id, values["name"])
-    columns = {**_columns(values), "name": name, "name_key": name_key(name)}
-    return freeze(SearchRecord, SearchApp.create(tenant_id=tenant_id, created_by=tenant_id, **columns))
+    while True:
+        name = free_name(values["name"], NAME_BYTES, lambda keys: _taken(tenant_id, keys))
+        columns = {**_columns(values), "name": name, "name_key": name_key(name)}
+        try:
+            with SearchApp._meta.database.atomic():
+                row = SearchApp.create(tenant_id=tenant_id, created_by=tenant_id, **columns)
+        except IntegrityError:  # another server took the name in between
+            continue
+        return freeze(SearchRecord, row)
 
 
 def get(tenant_id: str, search_id: str) -> SearchRecord:
@@ -52,7 +59,7 @@ def listing(
     """How many searches have `keywords` in their name, and one page of them; ties by id."""
     query = SearchApp.select().where(SearchApp.tenant_id == tenant_id)
     if keywords:
-        query = query.where(fn.instr(SearchApp.name_key, name_key(keywords)) > 0)
+        query = query.where(has_part(SearchApp.name_key, name_key(keywords)))
     column = getattr(SearchApp, orderby)
     order = (column.desc(), SearchApp.id.desc()) if desc else (column.asc(), SearchApp.id.asc())
     return query.count(), [freeze(SearchRecord, row) for row in query.order_by(*order).paginate(page, page_size)]
@@ -80,10 +87,6 @@ def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in COLUMNS}
 
 
-def _free_name(tenant_id: str, name: str) -> str:
-    # the write transaction holds the lock, so that the name stays free
-    def taken(keys: list[str]) -> set[str]:
-        rows = SearchApp.select(SearchApp.name_key).where(SearchApp.tenant_id == tenant_id, SearchApp.name_key.in_(keys))
-        return {row.name_key for row in rows}
-
-    return free_name(name, NAME_BYTES, taken)
+def _taken(tenant_id: str, keys: list[str]) -> set[str]:
+    rows = SearchApp.select(SearchApp.name_key).where(SearchApp.tenant_id == tenant_id, SearchApp.name_key.in_(keys))
+    return {row.name_key for row in rows}

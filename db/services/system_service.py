@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from peewee import fn
 
-from db.models import Task, new_id, now_ms
+from db.dialect import shared_now_ms
+from db.models import Task, new_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,6 @@ def probe_write() -> None:
 
 def backlog() -> Backlog:
     """How much ingestion work there is, over all tenants."""
-    leased = Task.select(fn.COUNT(Task.id)).where(Task.lease_until > now_ms()).scalar()
+    leased = Task.select(fn.COUNT(Task.id)).where(Task.lease_until > shared_now_ms()).scalar()
     every = Task.select(fn.COUNT(Task.id)).scalar()
     return Backlog(waiting=every - leased, leased=leased)

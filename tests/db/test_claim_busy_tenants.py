@@ -1,24 +1,8 @@
 """db/services/task_service.py: a worker that has enough of a tenant's documents claims those of the others."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from db.models import Task, new_id
-from db.services import task_service
+from db.services import lease_service
 from db.session import Session
-from rag.threads import Lane
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    lane = Lane("db", threads=1, queue_limit=10)
-    session = Session(tmp_path / "test.sqlite3", lane)
-    session.create_tables()
-    yield session
-    session.close()
-    lane.close()
 
 
 def test_the_tasks_of_busy_tenants_are_passed_over(session: Session) -> None:
@@ -27,10 +11,10 @@ def test_the_tasks_of_busy_tenants_are_passed_over(session: Session) -> None:
 
     for tenant in ("a", "b"):
         session.write_now(add, tenant)
-    assert session.read_now(task_service.any_due, ["a"])
-    claimed = session.write_now(task_service.claim, "w", 60.0, "", ["a"])
+    assert session.read_now(lease_service.any_due, ["a"])
+    claimed = session.write_now(lease_service.claim, "w", 60.0, "", ["a"])
     assert claimed is not None
     assert claimed.tenant_id == "b"
-    assert not session.read_now(task_service.any_due, ["a"])
-    assert session.write_now(task_service.claim, "w", 60.0, "", ["a"]) is None
-    assert session.read_now(task_service.any_due)
+    assert not session.read_now(lease_service.any_due, ["a"])
+    assert session.write_now(lease_service.claim, "w", 60.0, "", ["a"]) is None
+    assert session.read_now(lease_service.any_due)

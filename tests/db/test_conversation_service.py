@@ -1,8 +1,6 @@
 """db/services/conversation_service.py: sessions, and turns that are appended whole."""
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,19 +9,8 @@ from db.services import conversation_service as service
 from db.services.conversation_service import MessageRecord
 from db.session import Session
 from rag.errors import NotFound
-from rag.threads import Lane
 
 TENANT, OTHER, CHAT = "a" * 32, "b" * 32, "c" * 32
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    lane = Lane("db", threads=4, queue_limit=1000)
-    session = Session(tmp_path / "test.sqlite3", lane)
-    session.create_tables()
-    session.close()
-    yield session
-    lane.close()
 
 
 async def new_conversation(session: Session, name: str = "New session") -> str:

@@ -1,33 +1,21 @@
 """db/services/{dataset,document}_service.py: names, counters, and how many queries a list takes."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from db.models import Document, new_id, proxy
 from db.records import free_name
-from db.services import dataset_service, document_service, task_service
+from db.services import dataset_service, document_service, state_service, task_service
 from db.services.dataset_service import DatasetQuery
 from db.services.document_service import DocumentQuery, Upload
 from db.services.task_service import Purge
 from db.session import Session
 from rag.errors import Conflict
-from rag.threads import Lane
 
 TENANT = "1" * 32
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    lane = Lane("db", threads=4, queue_limit=1000)
-    session = Session(tmp_path / "test.sqlite3", lane)
-    session.create_tables()
-    yield session
-    session.close()
-    lane.close()
 
 
 def make_dataset(session: Session, name: str = "facts") -> str:
@@ -134,7 +122,7 @@ async def test_parallel_changes_keep_the_counters_right(session: Session) -> Non
     uploads = [upload(session, dataset) for _ in range(50)]
     await asyncio.gather(*(session.write(document_service.add, TENANT, dataset, [one]) for one in uploads))
     ids = [one.pledge.document_id for one in uploads]
-    await asyncio.gather(*(session.write(task_service.add_counts, document_id, 2, 3) for document_id in ids))
+    await asyncio.gather(*(session.write(state_service.add_counts, document_id, 2, 3) for document_id in ids))
     await asyncio.gather(*(session.write(document_service.delete, TENANT, dataset, [document_id]) for document_id in ids[:20]))
     record = await session.read(dataset_service.get, TENANT, dataset)
     assert record is not None

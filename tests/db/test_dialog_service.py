@@ -1,7 +1,5 @@
 """db/services/dialog_service.py: chats, their names, their datasets."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,19 +8,8 @@ from db.models import Dataset, name_key
 from db.services import dialog_service as service
 from db.session import Session
 from rag.errors import Conflict, NotFound
-from rag.threads import Lane
 
 TENANT, OTHER = "a" * 32, "b" * 32
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    lane = Lane("db", threads=2, queue_limit=100)
-    session = Session(tmp_path / "test.sqlite3", lane)
-    session.create_tables()
-    session.close()
-    yield session
-    lane.close()
 
 
 def new_dataset(name: str, tenant: str = TENANT) -> str:

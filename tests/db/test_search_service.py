@@ -1,26 +1,12 @@
 """db/services/search_service.py: saved searches and their names."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from db.services import search_service as service
 from db.session import Session
 from rag.errors import Conflict, NotFound
-from rag.threads import Lane
 
 TENANT, OTHER = "a" * 32, "b" * 32
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    lane = Lane("db", threads=2, queue_limit=100)
-    session = Session(tmp_path / "test.sqlite3", lane)
-    session.create_tables()
-    session.close()
-    yield session
-    lane.close()
 
 
 async def test_a_taken_name_gets_a_number(session: Session) -> None:

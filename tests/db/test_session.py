@@ -1,7 +1,6 @@
 """db/session.py: one call, one thread, one transaction."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import peewee
@@ -12,16 +11,6 @@ from db.services import tenant_service
 from db.session import Session
 from rag.errors import Unavailable
 from rag.threads import Lane
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    lane = Lane("db", threads=4, queue_limit=100)
-    session = Session(tmp_path / "test.sqlite3", lane)
-    session.create_tables()
-    session.close()
-    yield session
-    lane.close()
 
 
 async def test_a_service_that_raises_leaves_nothing(session: Session) -> None:

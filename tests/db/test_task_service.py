@@ -1,33 +1,21 @@
 """db/services/task_service.py: leases, parse runs and the outbox of purges."""
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from db.models import Dataset, Document, Task, new_id, now_ms
-from db.services import dataset_service, document_service, task_service
+from db.services import dataset_service, document_service, lease_service, state_service, task_service
 from db.services.document_service import Upload
-from db.services.task_service import ATTEMPTS, FAILURES, Purge
+from db.services.lease_service import ATTEMPTS, FAILURES
+from db.services.task_service import Purge
 from db.session import Session
 from rag.errors import Unavailable
-from rag.threads import Lane
 from rag.types import IngestTask
 
 TENANT = "1" * 32
 LEASE = 60.0
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    lane = Lane("db", threads=4, queue_limit=1000)
-    session = Session(tmp_path / "test.sqlite3", lane)
-    session.create_tables()
-    yield session
-    session.close()
-    lane.close()
 
 
 def make_dataset(session: Session, tenant: str = TENANT) -> str:
@@ -48,7 +36,7 @@ def start(session: Session, *documents: str) -> None:
 
 
 def claim(session: Session, worker: str = "w", after: str = "") -> IngestTask:
-    task = session.write_now(task_service.claim, worker, LEASE, after)
+    task = session.write_now(lease_service.claim, worker, LEASE, after)
     assert task is not None
     return task
 
@@ -78,8 +66,8 @@ def test_a_claimed_task_carries_what_a_worker_needs(session: Session, running: t
         task.id, "parse", TENANT, dataset, document_id, document_name="a.txt", blob_key="key", size=5, chunk_method="naive",
         parser_config={"chunk_token_num": 9}, embedding_model="m@P", version=1, attempt=1, available=True,
     )  # fmt: skip
-    assert session.write_now(task_service.claim, "other", LEASE) is None
-    assert not session.read_now(task_service.any_due)
+    assert session.write_now(lease_service.claim, "other", LEASE) is None
+    assert not session.read_now(lease_service.any_due)
 
 
 def test_a_silent_workers_task_is_taken_over_and_it_is_told(session: Session, running: tuple[str, str]) -> None:
@@ -87,26 +75,26 @@ def test_a_silent_workers_task_is_taken_over_and_it_is_told(session: Session, ru
     expire(session)
     taken = claim(session, "second")
     assert (taken.id, taken.version, taken.attempt) == (lost.id, 1, 2)
-    assert not session.write_now(task_service.renew, lost, "first", LEASE)
-    assert not session.write_now(task_service.report, lost, "first", 0.5, "x")
-    assert not session.write_now(task_service.finish, lost, "first", chunk_count=1, token_count=1, message="Task done")
-    assert not session.write_now(task_service.fail, lost, "first", "x", retry=True)
-    assert not session.write_now(task_service.give_back, lost, "first")
-    assert session.write_now(task_service.renew, taken, "second", LEASE)
+    assert not session.write_now(lease_service.renew, lost, "first", LEASE)
+    assert not session.write_now(lease_service.report, lost, "first", 0.5, "x")
+    assert not session.write_now(lease_service.finish, lost, "first", chunk_count=1, token_count=1, message="Task done")
+    assert not session.write_now(lease_service.fail, lost, "first", "x", retry=True)
+    assert not session.write_now(lease_service.give_back, lost, "first")
+    assert session.write_now(lease_service.renew, taken, "second", LEASE)
 
 
 def test_a_worker_of_the_same_name_does_not_inherit_a_lease(session: Session, running: tuple[str, str]) -> None:
     lost = claim(session, "same")
     expire(session)
     claim(session, "same")
-    assert not session.write_now(task_service.renew, lost, "same", LEASE)
+    assert not session.write_now(lease_service.renew, lost, "same", LEASE)
 
 
 def test_finishing_counts_in_document_and_dataset(session: Session, running: tuple[str, str]) -> None:
     dataset, document_id = running
-    session.write_now(task_service.add_counts, document_id, 1, 10)  # a chunk added by hand meanwhile
+    session.write_now(state_service.add_counts, document_id, 1, 10)  # a chunk added by hand meanwhile
     task = claim(session)
-    assert session.write_now(task_service.finish, task, "w", chunk_count=4, token_count=40, message="a warning\nTask done (1.0 s)")
+    assert session.write_now(lease_service.finish, task, "w", chunk_count=4, token_count=40, message="a warning\nTask done (1.0 s)")
     after = document(session, document_id)
     assert (after.run, after.progress, after.chunk_count, after.token_count) == ("DONE", 1.0, 5, 50)
     assert after.progress_msg.splitlines() == ["a warning", "Task done (1.0 s)"]
@@ -119,10 +107,10 @@ def test_reported_progress_stays_within_its_bounds(session: Session, running: tu
     _, document_id = running
     task = claim(session)
     for given, shown in ((-1.0, 0.0), (0.5, 0.5), (2.0, 0.999)):
-        session.write_now(task_service.report, task, "w", given, "")
+        session.write_now(lease_service.report, task, "w", given, "")
         assert document(session, document_id).progress == shown
     for number in range(100):
-        session.write_now(task_service.report, task, "w", 0.5, f"line {number}")
+        session.write_now(lease_service.report, task, "w", 0.5, f"line {number}")
     lines = document(session, document_id).progress_msg.splitlines()
     assert (len(lines), lines[-1]) == (40, "line 99")
 
@@ -131,17 +119,17 @@ def test_a_line_of_progress_takes_the_place_of_the_last_of_its_kind(session: Ses
     _, document_id = running
     task = claim(session)
     for line in ("parsing page 1 of 2", "parsing page 2 of 2", "found 9 chunks", "embedded 3 of 9 chunks", "", "embedded 6 of 9 chunks"):
-        session.write_now(task_service.report, task, "w", 0.5, line)
+        session.write_now(lease_service.report, task, "w", 0.5, line)
     assert document(session, document_id).progress_msg.splitlines() == ["parsing page 2 of 2", "found 9 chunks", "embedded 6 of 9 chunks"]
 
 
 def test_a_run_that_is_taken_over_begins_its_lines_anew_and_keeps_why_it_failed(session: Session, running: tuple[str, str]) -> None:
     _, document_id = running
     task = claim(session)
-    session.write_now(task_service.report, task, "w", 0.5, "found 9 chunks")
-    session.write_now(task_service.fail, task, "w", "the model is busy", retry=True)
+    session.write_now(lease_service.report, task, "w", 0.5, "found 9 chunks")
+    session.write_now(lease_service.fail, task, "w", "the model is busy", retry=True)
     expire(session)
-    session.write_now(task_service.report, claim(session), "w", 0.5, "found 9 chunks")
+    session.write_now(lease_service.report, claim(session), "w", 0.5, "found 9 chunks")
     assert document(session, document_id).progress_msg.splitlines() == ["the model is busy", "found 9 chunks"]
     expire(session)  # its worker was killed
     claim(session)
@@ -153,14 +141,14 @@ def test_a_failure_is_tried_again_later_each_time_and_then_ends(session: Session
     delays = []
     for _ in range(FAILURES - 1):
         task = claim(session)
-        assert session.write_now(task_service.fail, task, "w", "the model is busy", retry=True)
+        assert session.write_now(lease_service.fail, task, "w", "the model is busy", retry=True)
         assert document(session, document_id).run == "RUNNING"
-        assert session.write_now(task_service.claim, "w", LEASE) is None
+        assert session.write_now(lease_service.claim, "w", LEASE) is None
         delays.append(session.read_now(lambda: Task.select().get().due_at) - now_ms())
         expire(session)
     assert delays == sorted(delays)
     assert delays[0] > 0
-    assert session.write_now(task_service.fail, claim(session), "w", "the model is busy", retry=True)
+    assert session.write_now(lease_service.fail, claim(session), "w", "the model is busy", retry=True)
     after = document(session, document_id)
     assert (after.run, after.progress) == ("FAIL", -1.0)
     assert after.progress_msg.endswith("the model is busy")
@@ -169,7 +157,7 @@ def test_a_failure_is_tried_again_later_each_time_and_then_ends(session: Session
 
 def test_a_failure_that_will_not_mend_ends_at_once(session: Session, running: tuple[str, str]) -> None:
     _, document_id = running
-    assert session.write_now(task_service.fail, claim(session), "w", "the file is encrypted", retry=False)
+    assert session.write_now(lease_service.fail, claim(session), "w", "the file is encrypted", retry=False)
     assert document(session, document_id).run == "FAIL"
 
 
@@ -179,7 +167,7 @@ def test_a_task_that_loses_its_workers_keeps_its_distance_and_is_never_given_up(
         task = claim(session)
         session.write_now(lambda: Task.update(lease_until=0).execute())  # the worker is gone
     assert task.attempt == ATTEMPTS + 1
-    assert session.write_now(task_service.claim, "w", LEASE) is None
+    assert session.write_now(lease_service.claim, "w", LEASE) is None
     expire(session)
     assert claim(session).attempt == ATTEMPTS + 2
     assert document(session, document_id).run == "RUNNING"
@@ -187,7 +175,7 @@ def test_a_task_that_loses_its_workers_keeps_its_distance_and_is_never_given_up(
 
 def test_a_task_given_back_is_due_at_once_and_uses_no_attempt_up(session: Session, running: tuple[str, str]) -> None:
     for _ in range(ATTEMPTS + 5):
-        assert session.write_now(task_service.give_back, claim(session), "w")
+        assert session.write_now(lease_service.give_back, claim(session), "w")
     assert claim(session).attempt == 1
 
 
@@ -196,7 +184,7 @@ def test_tenants_take_turns(session: Session) -> None:
         dataset = make_dataset(session, tenant)
         start(session, *(make_document(session, dataset, tenant) for _ in range(number)))
     served, last = [], ""
-    while (task := session.write_now(task_service.claim, "w", LEASE, last)) is not None:
+    while (task := session.write_now(lease_service.claim, "w", LEASE, last)) is not None:
         last = task.tenant_id
         served.append(last[0])
     assert "".join(served) == "abcaca"
@@ -206,7 +194,7 @@ async def test_parallel_claims_never_share_a_task(session: Session) -> None:
     dataset = make_dataset(session)
     documents = [make_document(session, dataset) for _ in range(20)]
     start(session, *documents)
-    tasks = await asyncio.gather(*(session.write(task_service.claim, f"w{number}", LEASE) for number in range(30)))
+    tasks = await asyncio.gather(*(session.write(lease_service.claim, f"w{number}", LEASE) for number in range(30)))
     claimed = [task.document_id for task in tasks if task is not None]
     assert sorted(claimed) == sorted(documents)
 
@@ -216,7 +204,7 @@ def test_starting_again_supersedes_the_run_under_way(session: Session, running: 
     _, document_id = running
     old = claim(session)
     start(session, document_id)
-    assert not session.write_now(task_service.finish, old, "w", chunk_count=1, token_count=1, message="Task done")
+    assert not session.write_now(lease_service.finish, old, "w", chunk_count=1, token_count=1, message="Task done")
     assert claim(session).version == 2
     assert document(session, document_id).chunk_count == 0
 
@@ -225,7 +213,7 @@ def test_a_started_task_is_on_hold_until_released(session: Session) -> None:
     document_id = make_document(session, make_dataset(session))
     started = session.write_now(task_service.start, [document_id])
     assert document(session, document_id).run == "RUNNING"
-    assert session.write_now(task_service.claim, "w", LEASE) is None
+    assert session.write_now(lease_service.claim, "w", LEASE) is None
     session.write_now(task_service.release, started)
     assert claim(session).document_id == document_id
 
@@ -235,7 +223,7 @@ def test_a_first_run_has_no_chunks_to_wait_for_unless_some_were_added_by_hand(se
     assert [run.first for run in session.write_now(task_service.start, [document_id])] == [True]
     assert [run.first for run in session.write_now(task_service.start, [document_id])] == [False]
     other = make_document(session, make_dataset(session))
-    session.write_now(task_service.add_counts, other, 1, 10)
+    session.write_now(state_service.add_counts, other, 1, 10)
     assert [run.first for run in session.write_now(task_service.start, [other])] == [False]
 
 
@@ -246,7 +234,7 @@ def test_a_run_claimed_before_its_release_begins_anew(session: Session) -> None:
     expire(session)
     early = claim(session)
     session.write_now(task_service.release, started)
-    assert not session.write_now(task_service.renew, early, "w", LEASE)
+    assert not session.write_now(lease_service.renew, early, "w", LEASE)
     assert claim(session).version == 2
 
 
@@ -257,7 +245,7 @@ def test_a_slow_release_does_not_disturb_a_later_start(session: Session) -> None
     session.write_now(task_service.release, later)
     early = claim(session)
     session.write_now(task_service.release, slow)  # its delete may have hit the later run's chunks
-    assert not session.write_now(task_service.renew, early, "w", LEASE)
+    assert not session.write_now(lease_service.renew, early, "w", LEASE)
     assert claim(session).version == 3
 
 
@@ -266,7 +254,7 @@ def test_a_stopped_document_gives_no_task_and_is_not_released(session: Session) 
     started = session.write_now(task_service.start, [document_id])
     session.write_now(task_service.stop, [document_id])
     session.write_now(task_service.release, started)
-    assert session.write_now(task_service.claim, "w", LEASE) is None
+    assert session.write_now(lease_service.claim, "w", LEASE) is None
     assert (document(session, document_id).run, document(session, document_id).progress_msg) == ("CANCEL", "Task stopped by user.")
 
 
@@ -282,8 +270,8 @@ def test_stopping_a_claimed_run_leaves_a_sweep_of_its_version_for_after_its_leas
     expire(session)
     kinds = {task.kind: task for task in (claim(session), claim(session))}
     assert (kinds["sweep"].version, kinds["parse"].version) == (2, 3)
-    assert session.write_now(task_service.fail, kinds["sweep"], "w", "the store is down", retry=False)  # never given up
-    assert session.write_now(task_service.finish, kinds["parse"], "w", chunk_count=1, token_count=1, message="Task done")
+    assert session.write_now(lease_service.fail, kinds["sweep"], "w", "the store is down", retry=False)  # never given up
+    assert session.write_now(lease_service.finish, kinds["parse"], "w", chunk_count=1, token_count=1, message="Task done")
     assert [row.kind for row in session.read_now(lambda: list(Task.select()))] == ["sweep"]
 
 
@@ -301,8 +289,8 @@ def test_deleting_a_stopped_document_purges_after_the_stopped_workers_lease(sess
 def test_what_is_deleted_during_a_run_is_subtracted_from_what_the_run_made(session: Session, running: tuple[str, str]) -> None:
     dataset, document_id = running
     task = claim(session)
-    session.write_now(task_service.add_counts, document_id, -1, -10)
-    session.write_now(task_service.finish, task, "w", chunk_count=4, token_count=40, message="Task done")
+    session.write_now(state_service.add_counts, document_id, -1, -10)
+    session.write_now(lease_service.finish, task, "w", chunk_count=4, token_count=40, message="Task done")
     assert document(session, document_id).token_count == 30
     record = session.read_now(dataset_service.get, TENANT, dataset)
     assert record is not None
@@ -312,8 +300,8 @@ def test_what_is_deleted_during_a_run_is_subtracted_from_what_the_run_made(sessi
 def test_a_document_that_is_gone_is_not_counted(session: Session, running: tuple[str, str]) -> None:
     dataset, document_id = running
     session.write_now(document_service.delete, TENANT, dataset, None)
-    assert not session.write_now(task_service.add_counts, document_id, 1, 10)
-    session.write_now(task_service.recount, document_id, 1)
+    assert not session.write_now(state_service.add_counts, document_id, 1, 10)
+    session.write_now(state_service.recount, document_id, 1)
     record = session.read_now(dataset_service.get, TENANT, dataset)
     assert record is not None
     assert (record.chunk_count, record.token_num) == (0, 0)
@@ -321,7 +309,7 @@ def test_a_document_that_is_gone_is_not_counted(session: Session, running: tuple
 
 def test_counters_never_fall_below_zero(session: Session) -> None:
     document_id = make_document(session, make_dataset(session))
-    session.write_now(task_service.add_counts, document_id, -5, -5)
+    session.write_now(state_service.add_counts, document_id, -5, -5)
     assert (document(session, document_id).chunk_count, document(session, document_id).token_count) == (0, 0)
 
 
@@ -333,11 +321,11 @@ def test_deleting_leaves_a_purge_that_is_done_by_a_worker_unless_taken_back(sess
     purges = session.write_now(document_service.delete, TENANT, dataset, None)
     assert {purge.document_id: purge.again for purge in purges} == {document_id: False, quiet: False}
     assert session.read_now(lambda: Document.select().count()) == 0
-    assert session.write_now(task_service.claim, "w", LEASE) is None  # whoever deleted comes first
+    assert session.write_now(lease_service.claim, "w", LEASE) is None  # whoever deleted comes first
     expire(session)
     task = claim(session)
     assert (task.kind, task.blob_key) == ("purge", "key")
-    assert session.write_now(task_service.finish, task, "w", chunk_count=0, token_count=0, message="")
+    assert session.write_now(lease_service.finish, task, "w", chunk_count=0, token_count=0, message="")
     session.write_now(task_service.purged, purges)
     assert session.read_now(lambda: Task.select().count()) == 0
 
@@ -366,7 +354,7 @@ def test_a_purge_is_never_given_up(session: Session) -> None:
     session.write_now(document_service.delete, TENANT, dataset, None)
     for _ in range(ATTEMPTS + FAILURES):
         expire(session)
-        assert session.write_now(task_service.fail, claim(session), "w", "the store is down", retry=False)
+        assert session.write_now(lease_service.fail, claim(session), "w", "the store is down", retry=False)
     expire(session)
     assert claim(session).kind == "purge"
 
@@ -378,7 +366,7 @@ def test_an_upload_redeems_its_pledge_or_is_too_late(session: Session) -> None:
     session.write_now(task_service.pledge, pledge)
     expire(session)
     session.write_now(task_service.extend, [pledge])
-    assert session.write_now(task_service.claim, "w", LEASE) is None
+    assert session.write_now(lease_service.claim, "w", LEASE) is None
     expire(session)
     claim(session)  # a worker is about to remove the file
     with pytest.raises(Unavailable):

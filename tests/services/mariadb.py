@@ -72,14 +72,16 @@ class MariaServer:
         """Start it and wait until it answers."""
         if self.process is not None:
             return self
-        self.process = subprocess.Popen(
-            [shutil.which("mariadbd") or "mariadbd", "--no-defaults", f"--datadir={self.folder / 'data'}", f"--port={self.port}",
-             "--bind-address=127.0.0.1", f"--socket={self.folder / 'socket'}", f"--pid-file={self.folder / 'pid'}",
-             # written to the kernel at each commit: that survives the death of the process, which is all that is tested
-             "--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=64M", "--max-connections=60", "--skip-name-resolve", *options],
-            stdout=subprocess.DEVNULL, stderr=(self.folder / "log").open("ab"), user=self.owner, group=self.owner,
-            extra_groups=[] if self.owner else None, cwd=self.folder,
-        )  # fmt: skip
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [shutil.which("mariadbd") or "mariadbd", "--no-defaults", f"--datadir={self.folder / 'data'}", f"--port={self.port}",
+                 "--bind-address=127.0.0.1", f"--socket={self.folder / 'socket'}", f"--pid-file={self.folder / 'pid'}",
+                 # written to the kernel at each commit: that survives the death of the process, which is all that is tested
+                 "--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=64M", "--max-connections=60",
+                 "--skip-name-resolve", *options],
+                stdout=subprocess.DEVNULL, stderr=log, user=self.owner, group=self.owner,
+                extra_groups=[] if self.owner else None, cwd=self.folder,
+            )  # fmt: skip
         until = time.monotonic() + START_SECONDS
         while True:
             try:

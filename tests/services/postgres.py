@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -73,11 +73,12 @@ class PostgresServer:
             "fsync": "off", "logging_collector": "off", "max_connections": 60,
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        self.process = subprocess.Popen(
-            [program("postgres") or "postgres", "-D", str(self.folder / "data"), *arguments],
-            stdout=subprocess.DEVNULL, stderr=(self.folder / "log").open("ab"), user=self.owner, group=self.owner,
-            extra_groups=[] if self.owner else None, cwd=self.folder,
-        )  # fmt: skip
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [program("postgres") or "postgres", "-D", str(self.folder / "data"), *arguments],
+                stdout=subprocess.DEVNULL, stderr=log, user=self.owner, group=self.owner,
+                extra_groups=[] if self.owner else None, cwd=self.folder,
+            )  # fmt: skip
         until = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -158,7 +159,5 @@ def _children(pid: int) -> list[int]:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
