@@ -34,7 +34,10 @@ def indexed_text(terms: str) -> str:
 
 
 def body_of(chunk: Chunk) -> tuple[str, str, str, str, bytes]:
-    """The columns title, content, keywords, questions (terms) and body (JSON) of a chunk. Raises `InvalidArgument` for what is not valid Unicode or not JSON."""
+    """The columns title, content, keywords, questions (terms) and body (JSON) of a chunk.
+
+    Raises `InvalidArgument` for what is not valid Unicode or not JSON.
+    """
     fields = {
         "document_name": chunk.document_name,
         "content": chunk.content,
