@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from api.chat_frames import degraded_of
 from api.errors import ApiError
 from api.reference import Metadata, reference_chunk
 from rag.flow.chat import Answer, AnswerDelta, ChatEvent
@@ -101,6 +102,7 @@ async def whole(answer: Answer, completion: Completion) -> dict[str, Any]:
         "model": completion.model,
         "usage": usage,
         "choices": [{"index": 0, "logprobs": None, "finish_reason": answer.finish_reason, "message": message}],
+        **degraded_of(answer),
     }
 
 
@@ -108,7 +110,7 @@ async def _last_chunk(answer: Answer, completion: Completion) -> dict[str, Any]:
     delta: dict[str, Any] = {}
     if completion.reference:
         delta = {"reference": await _reference(answer, completion), "final_content": answer.text}
-    return _chunk(completion, delta, answer.finish_reason, _usage(answer))
+    return _chunk(completion, delta, answer.finish_reason, _usage(answer)) | degraded_of(answer)
 
 
 async def _reference(answer: Answer, completion: Completion) -> list[dict[str, Any]]:

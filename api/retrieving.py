@@ -10,16 +10,21 @@ from api.errors import ApiError
 from api.parts import Parts
 from db.services import document_service, metadata_service
 from rag import stages
-from rag.errors import NotFound, Overloaded, ProviderError
+from rag.deadline import at_most
+from rag.errors import DeadlineExceeded, NotFound, Overloaded, ProviderError
 from rag.flow import question as helpers
+from rag.flow.chat import QUESTION_SECONDS
 from rag.flow.metadata_filter import choose_conditions
+from rag.llm.rerank_chain import FailoverReranker
 from rag.nlp.search import RetrievalRequest, async_retrieval
-from rag.ports import ChatModel, Embedder, Reranker
+from rag.ports import ChatModel, Embedder
 from rag.types import RankedChunk, Retrieval
 
 log = structlog.get_logger("millrace.retrieval")
 
 NOTHING_SEARCHED = Retrieval(0, (), ())
+HELP_FAILURES = (ProviderError, Overloaded, DeadlineExceeded, TimeoutError)
+SHARE_OF_HELP = 0.4  # of the time the request has left, each time that the chat model helps
 NOT_CONFIGURED = "the model is not configured"
 
 Missing = dict[str, str]
@@ -82,6 +87,7 @@ async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
         document_ids=document_ids,
         keep_vector_only=parts.settings.keep_vector_only,
         rerank_limit=parts.settings.rerank_candidates,
+        embed_seconds=parts.settings.embed_timeout_seconds,
     )
 
     async def names(ids: Sequence[str]) -> Mapping[str, str]:
@@ -98,6 +104,8 @@ async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
         model_lane=parts.lanes.rerank,
         document_names=names,
     )
+    if reranker is not None and reranker.excuse and "rerank" not in found.degraded:
+        missing["rerank"] = reranker.excuse
     return replace(found, degraded=(*found.degraded, *missing), reasons={**missing, **found.reasons}) if missing else found
 
 
@@ -129,9 +137,11 @@ async def _document_ids(parts: Parts, search: Search, question: str, missing: Mi
         conditions.append(_manual(wanted.stored))
     elif method in ("auto", "semi_auto") and search.model is not None:
         try:
-            if chosen := await _chosen(parts, search, search.model, question):
+            async with at_most(QUESTION_SECONDS, SHARE_OF_HELP):
+                chosen = await _chosen(parts, search, search.model, question)
+            if chosen:
                 conditions.append(chosen)
-        except (ProviderError, Overloaded, TimeoutError) as error:
+        except HELP_FAILURES as error:
             log.warning("metadata filter left out", error=type(error).__name__)
             missing["filter"] = _reason(error)
     ids = wanted.document_ids
@@ -169,7 +179,7 @@ def _embedder(parts: Parts, name: str, missing: Missing) -> Embedder | None:
         return None
 
 
-def _reranker(parts: Parts, name: str, missing: Missing) -> Reranker | None:
+def _reranker(parts: Parts, name: str, missing: Missing) -> FailoverReranker | None:
     try:
         return parts.models.reranker(name) if name else None
     except NotFound:  # likewise, or one of the two that a chat may always name
@@ -195,8 +205,9 @@ async def _add(
         missing[name] = "no chat model is configured"
         return ()
     try:
-        return await ask(model)
-    except (ProviderError, Overloaded) as error:
+        async with at_most(QUESTION_SECONDS, SHARE_OF_HELP):
+            return await ask(model)
+    except HELP_FAILURES as error:
         log.warning("question searched without the chat model's help", help=name, error=type(error).__name__)
         missing[name] = _reason(error)
         return ()

@@ -77,6 +77,16 @@ class Settings(BaseModel):
     chat_timeout_seconds: Seconds = Field(600.0, description="deadline of a whole chat answer", json_schema_extra=SECONDS)
     drain_seconds: Seconds = Field(30.0, description="how long a stopping server lets requests finish", json_schema_extra=SECONDS)
 
+    database_url: str = Field(
+        "",
+        description="`postgresql://user:password@host:5432/name` or `mysql://…`; a SQLite file in `<data_dir>` when left out",
+        repr=False,
+    )
+    database_password: str = Field("", description="password of the database's user, where the URL has none", repr=False)
+    database_timeout_seconds: Seconds = Field(
+        10.0, description="longest wait for one answer of a database server", json_schema_extra=SECONDS
+    )  # fmt: skip
+
     blob_url: str = Field("", description="where uploaded files are kept: `s3://bucket/prefix`; `<data_dir>/blobs` when left out")
     blob_endpoint: str = Field("", description="address of an S3 service that is not Amazon's; keys come from the AWS_ variables")
     blob_region: str = Field("", description="region of the bucket; `AWS_REGION` or us-east-1 when left out")
@@ -104,6 +114,10 @@ class Settings(BaseModel):
     lease_seconds: Seconds = Field(15.0, description="a worker that is silent for so long loses its task", json_schema_extra=SECONDS)
 
     rerank_candidates: Positive = Field(64, description="candidates a reranker scores")
+    embed_timeout_seconds: Seconds = Field(
+        10.0, description="longest time embedding a question may take of a request, and at most half of it; then words alone are searched",
+        json_schema_extra=SECONDS,
+    )  # fmt: skip
     rerank_timeout_seconds: Seconds = Field(
         10.0, description="longest time reranking may take of a request, with the models that stand in for a failing one",
         json_schema_extra=SECONDS,

@@ -222,6 +222,7 @@ async def api(tmp_path: Path, server_settings: dict[str, Any]) -> AsyncIterator[
             Transport(client),
             query_lane=lanes.model,
             document_lane=lanes.ingest_model,
+            rerank_lane=lanes.rerank,
             cache_dir=tmp_path / "cache",
         )
         parts = Parts(settings, lanes, session, MemoryStore(), LocalBlobStore(tmp_path / "blobs"), models)
