@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from db.address import address_of
 from db.services import tenant_service
 from db.services.tenant_service import KeyRecord
 from db.session import Session
@@ -13,7 +14,6 @@ from rag.errors import NotFound, SettingsError
 from rag.settings import Settings
 from rag.threads import Lane
 
-DATABASE_FILE = "millrace.sqlite3"
 KEY_FILE = "api_key"
 NO_DIRECTORY = "cannot write to the data directory {path}: {reason}; make it writable or set MILLRACE_DATA_DIR"
 SHOWN_CHARACTERS = 16
@@ -29,6 +29,12 @@ def prepare_data_dir(data_dir: Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise SettingsError(NO_DIRECTORY.format(path=path, reason="permission denied"))
     return path
+
+
+def open_session(settings: Settings, lane: Lane) -> Session:
+    """A session over the database that the settings name; it connects when it is asked something. Raises `SettingsError`."""
+    address = address_of(settings.database_url, prepare_data_dir(settings.data_dir), settings.database_password)
+    return Session(address, lane, timeout_seconds=settings.database_timeout_seconds)
 
 
 def reason_of(error: OSError) -> str:
@@ -80,7 +86,7 @@ def delete_key(settings: Settings, start: str) -> int:
 @contextmanager
 def _opened(settings: Settings) -> Iterator[Session]:
     lane = Lane("db", threads=1, queue_limit=1)
-    session = Session(prepare_data_dir(settings.data_dir) / DATABASE_FILE, lane)
+    session = open_session(settings, lane)
     try:
         session.create_tables()
         yield session
@@ -90,12 +96,13 @@ def _opened(settings: Settings) -> Iterator[Session]:
 
 
 def _first_key(file: Path, tenant_name: str) -> str:
-    # inside a writing transaction, so that two servers that start at once agree on one key
+    # the tenant is held, so that two servers that start at once agree on one key
+    tenant = tenant_service.hold(tenant_name)
     with suppress(FileNotFoundError):
         token = file.read_text("ascii", errors="replace").strip()
         if tenant_service.find_key(token) is not None:
             return token
-    token = _tenant_and_key(tenant_name).token
+    token = tenant_service.create_key(tenant.id).token
     _publish(token, file)
     return token
 

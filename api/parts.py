@@ -12,7 +12,7 @@ from typing import Any
 
 from api.drain import Drain
 from api.ingest_records import DatabaseRecords
-from api.keys import DATABASE_FILE, prepare_data_dir
+from api.keys import open_session, prepare_data_dir
 from api.metrics import Metrics
 from api.warmup import Warmup
 from db.session import Session
@@ -87,10 +87,10 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
     async with AsyncExitStack() as stack:
         lanes = open_lanes(settings, metrics)
         metrics.watch_lanes(lanes.all)
+        session = open_session(settings, lanes.db)
+        stack.callback(session.close)  # after the lanes: connections are closed when nobody uses them
         for lane in lanes.all:
             stack.callback(lane.close)
-        session = Session(data_dir / DATABASE_FILE, lanes.db)
-        stack.callback(session.close)
         await lanes.db.run(session.create_tables)
         blobs = open_blobs(settings, data_dir)
         stack.callback(blobs.close)

@@ -7,13 +7,14 @@ from quart import Response, current_app
 
 from api.auth import KeyRing
 from api.context import parts, tenant_id
+from api.figures import figures
 from api.metrics import CONTENT_TYPE
 from api.readiness import PartState, Readiness
 from api.respond import http_date, json_response, success
 from api.routes import Routes
-from db.services import system_service, tenant_service
+from api.siblings import Member
+from db.services import tenant_service
 from db.services.tenant_service import KeyRecord
-from rag.errors import MillraceError
 
 # what clients of the contract's API take as the level that they may rely on
 API_VERSION = "v0.27.0"
@@ -39,13 +40,10 @@ async def readyz() -> Response:
 
 @root.route("GET", "/metrics", public=True, reply_type="text/plain")
 async def metrics() -> Response:
-    """The server's figures for Prometheus."""
-    try:
-        backlog = await parts().session.read(system_service.backlog)
-        parts().metrics.set_backlog(backlog.waiting, backlog.leased)
-    except MillraceError:
-        parts().metrics.set_backlog(None, None)
-    return Response(parts().metrics.text(), content_type=CONTENT_TYPE)
+    """The server's figures for Prometheus, those of all its workers."""
+    text = await figures(parts())
+    member = cast(Member | None, current_app.extensions.get("member"))
+    return Response(text if member is None else await member.figures(text), content_type=CONTENT_TYPE)
 
 
 @api.route("GET", "/system/ping", public=True, reply_type="text/plain")
@@ -92,7 +90,7 @@ async def status() -> Response:
     data = {
         "doc_engine": {**engine, **_status_of(states["store"])},
         "storage": {"storage": "s3" if parts().settings.blob_url else "local", **_status_of(states["blobs"])},
-        "database": {"database": "sqlite", **_status_of(states["database"])},
+        "database": {"database": parts().session.kind, **_status_of(states["database"])},
         "redis": {"status": "green", "elapsed": "0.0", "note": "not used"},
         "task_executor_heartbeats": {},
     }

@@ -3,6 +3,7 @@
 import secrets
 from dataclasses import dataclass
 
+from db.dialect import locked
 from db.models import ApiKey, Tenant
 
 
@@ -29,6 +30,13 @@ def ensure_tenant(name: str) -> TenantRecord:
     """The tenant of that name, made if there is none."""
     row, _ = Tenant.get_or_create(name=name)
     return TenantRecord(row.id, row.name)
+
+
+def hold(name: str) -> TenantRecord:
+    """`ensure_tenant`; others that hold the same tenant wait until the transaction ends."""
+    tenant = ensure_tenant(name)
+    list(locked(Tenant.select(Tenant.id).where(Tenant.id == tenant.id)))
+    return tenant
 
 
 def get_tenant(tenant_id: str) -> TenantRecord | None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from api.keys import DATABASE_FILE, create_key, delete_key, ensure_first_key, list_keys, prepare_data_dir
+from api.keys import create_key, delete_key, ensure_first_key, list_keys, prepare_data_dir
+from db.address import DATABASE_FILE
 from db.services import tenant_service
 from db.session import Session
 from rag.errors import NotFound, SettingsError
