@@ -17,12 +17,15 @@ from api.check import check
 from api.keys import create_key, delete_key, list_keys
 from api.parts import open_parts
 from api.serve import listen, serve, work
+from api.siblings import Member
+from api.workers import Crew
 from rag.errors import MillraceError, SettingsError
 from rag.settings import Settings, load
 
 BAD_SETTINGS = 2
 FAILED = 1
 ENDED_BY_KEYBOARD = 130
+MOST_WORKERS = 256
 
 EPILOG = """\
 Settings come from the environment (MILLRACE_PORT=9380) and from millrace.toml in the current directory, or the file that
@@ -60,7 +63,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _command(commands, "serve", "answer HTTP requests, and ingest documents unless MILLRACE_INGEST_WORKERS=0", _serve)
+    serve_parser = _command(commands, "serve", "answer HTTP requests, and ingest documents unless MILLRACE_INGEST_WORKERS=0", _serve)
+    serve_parser.add_argument("--workers", type=_count, default=1, metavar="N", help="server processes that share the port (default: 1)")
+    # how the parent starts one of them
+    for name, kind in (("--worker", int), ("--control", int), ("--folder", Path)):
+        serve_parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     _command(commands, "worker", "ingest documents only, beside a server on the same data directory", _worker)
     _command(commands, "check", "say what is misconfigured and how to mend it; exit code 1 if anything is", _check)
     commands.add_parser("version", help="print the version")
@@ -81,14 +88,33 @@ def _command(commands: Any, name: str, summary: str, run: Callable[[argparse.Nam
     return parser
 
 
-def _serve(_: argparse.Namespace, settings: Settings) -> int:
-    async def run() -> int:
+def _count(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"not between 1 and {MOST_WORKERS}")
+    return number
+
+
+def _serve(given: argparse.Namespace, settings: Settings) -> int:
+    async def alone() -> int:
         listener = listen(settings.host, settings.port)
         async with open_parts(settings, _model_keys(settings)) as parts:
             await serve(parts, listener)
         return 0
 
-    return _run(run())
+    async def among_others() -> int:
+        member = Member(given.worker, given.control, given.folder)
+        async with open_parts(settings, _model_keys(settings)) as parts:
+            # only now: connections are spread over those who listen
+            await serve(parts, listen(settings.host, settings.port, shared=True), member)
+        return 0
+
+    if given.worker is not None:
+        return _run(among_others())
+    if given.workers > 1:
+        _model_keys(settings)
+        return _run(Crew(settings, given.workers, os.environ).run())
+    return _run(alone())
 
 
 def _worker(_: argparse.Namespace, settings: Settings) -> int:

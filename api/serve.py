@@ -8,7 +8,9 @@ import shlex
 import signal
 import socket
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from functools import partial
 from typing import TextIO
 
 import structlog
@@ -17,10 +19,12 @@ from quart import Quart
 
 from api.app import create_app
 from api.connections import Connections
+from api.figures import figures
 from api.keys import ensure_first_key, reason_of
 from api.logs import report_loop_error
 from api.observe import observe
 from api.parts import Parts
+from api.siblings import Member
 from api.slow_callbacks import SlowStep, watching
 from rag.errors import SettingsError
 
@@ -37,13 +41,15 @@ COLLECT_AFTER_OBJECTS = 20_000
 FAREWELL_SECONDS = 2.0
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. Raises `SettingsError` when the address cannot be had."""
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening TCP socket, `shared` with other processes of this user. Raises `SettingsError` when the address cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listener.bind(address)
             listener.listen(BACKLOG)  # from here on callers wait instead of being refused
@@ -77,8 +83,11 @@ def announce(url: str, api_key: str, out: TextIO | None = None) -> None:
     print("  " + " \\\n    ".join(curl) + "\n", file=out, flush=True)
 
 
-async def serve(parts: Parts, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then drain for at most `drain_seconds`. The caller closes the parts."""
+async def serve(parts: Parts, listener: socket.socket, member: Member | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain for at most `drain_seconds`. The caller closes the parts.
+
+    As a `member` of several workers: also until the parent is gone, which announces the server for all of them.
+    """
     stop = _stop_signal()
     settings = parts.settings
     api_key = await parts.lanes.db.run(ensure_first_key, parts.session, settings.data_dir, settings.default_tenant)
@@ -89,7 +98,8 @@ async def serve(parts: Parts, listener: socket.socket) -> None:
     _spare_the_collector()
     try:
         with _watching_steps(parts):
-            await _run(app, parts, listener, stop, api_key)
+            async with _among_siblings(app, parts, member, stop):
+                await _run(app, parts, listener, stop, api_key, member)
     finally:
         lag.cancel()
         with suppress(asyncio.CancelledError):
@@ -102,6 +112,26 @@ async def work(parts: Parts) -> None:
     log.info("working")
     await stop.wait()
     log.info("stopping")
+
+
+@asynccontextmanager
+async def _among_siblings(app: Quart, parts: Parts, member: Member | None, stop: asyncio.Event) -> AsyncIterator[None]:
+    if member is None:
+        yield
+        return
+
+    async def stop_with_the_parent() -> None:
+        await member.parent_gone()
+        log.warning("the parent is gone")
+        stop.set()
+
+    app.extensions["member"] = member
+    watching_parent = asyncio.create_task(stop_with_the_parent())
+    try:
+        async with member.answering(partial(figures, parts)):
+            yield
+    finally:
+        watching_parent.cancel()
 
 
 def _watching_steps(parts: Parts) -> AbstractContextManager[None]:
@@ -141,11 +171,14 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-async def _run(app: Quart, parts: Parts, listener: socket.socket, stop: asyncio.Event, api_key: str) -> None:
+async def _run(app: Quart, parts: Parts, listener: socket.socket, stop: asyncio.Event, api_key: str, member: Member | None) -> None:
     url = url_of(listener)
     connections = Connections(app, listener, _config())
     await connections.open()
-    announce(url, api_key)
+    if member is None:
+        announce(url, api_key)
+    else:
+        member.serves()
     log.info("serving", url=url)
     await stop.wait()
     log.info("draining", seconds=parts.settings.drain_seconds)

@@ -15,10 +15,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     servers: list[ServerProcess] = []
 
     def start_one(
-        data_dir: Path | None = None, environ: Mapping[str, str] | None = None, command: str = "serve", ready: bool = True
-    ) -> ServerProcess:
+        data_dir: Path | None = None, environ: Mapping[str, str] | None = None, command: str = "serve", ready: bool = True, workers: int = 1
+    ) -> ServerProcess:  # fmt: skip
         log_file = tmp_path / f"server-{len(servers)}.log"
-        server = ServerProcess(data_dir or tmp_path / "data", log_file=log_file, environ=environ, command=command)
+        server = ServerProcess(data_dir or tmp_path / "data", log_file=log_file, environ=environ, command=command, workers=workers)
         servers.append(server)
         return server.wait_until_ready() if ready and command == "serve" else server
 

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ class Died(AssertionError):
 
 
 class ServerProcess:
-    """`python -m api serve` (or another command) on a free port over `data_dir`."""
+    """`python -m api serve` (or another command) on a free port over `data_dir`, one process or a parent with `workers`."""
 
-    def __init__(self, data_dir: Path, *, log_file: Path, environ: Mapping[str, str] | None = None, command: str = "serve") -> None:
+    def __init__(
+        self, data_dir: Path, *, log_file: Path, environ: Mapping[str, str] | None = None, command: str = "serve", workers: int = 1
+    ) -> None:  # fmt: skip
         self.data_dir = data_dir
         self.log_file = log_file
         self.url = ""
@@ -35,7 +38,7 @@ class ServerProcess:
         settings = {"MILLRACE_DATA_DIR": str(data_dir), "MILLRACE_PORT": "0", "MILLRACE_CACHE_DIR": str(MODEL_CACHE)}
         with log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "api", command],
+                [sys.executable, "-m", "api", command, *(("--workers", str(workers)) if workers > 1 else ())],
                 cwd=ROOT,
                 env=inherited | {"PYTHONPATH": str(ROOT)} | settings | dict(environ or {}),
                 stdout=subprocess.PIPE,
@@ -91,9 +94,22 @@ class ServerProcess:
         status, raw = self.request(method, f"/api/v1{path}", body, headers, timeout)
         return status, json.loads(raw) if raw else None
 
+    @property
+    def worker_ids(self) -> list[int]:
+        """The process ids of the workers that live now; without `workers`, of the process itself."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        if self.process.poll() is not None:
+            return []
+        mine = [int(child) for child in children.read_text().split() if b"--control" in _command_line(int(child))]
+        return mine or [self.process.pid]
+
     def kill(self) -> None:
-        """SIGKILL: no chance to say goodbye."""
+        """SIGKILL to every process of the server: no chance to say goodbye."""
+        workers = self.worker_ids
         self.process.kill()
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
         self._ended()
 
     def stop(self) -> int:
@@ -119,3 +135,10 @@ class ServerProcess:
     def _check_alive(self) -> None:
         if self.process.poll() is not None:
             raise Died(f"the server ended with code {self.process.returncode}:\n{self.logs[-3000:]}")
+
+
+def _command_line(process_id: int) -> bytes:
+    try:
+        return Path(f"/proc/{process_id}/cmdline").read_bytes()
+    except OSError:
+        return b""
