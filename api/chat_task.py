@@ -7,6 +7,7 @@ from typing import Any
 
 from api.chat_input import PROMPT_DEFAULTS, SYSTEM, check_one_embedding
 from api.errors import ApiError
+from api.likeness import comparing
 from api.parts import Parts
 from api.retrieving import DocumentFilter, Search, retrieve
 from api.token_counters import token_counter
@@ -133,7 +134,7 @@ def task_of(parts: Parts, tenant: str, chat: DialogRecord | None, ask: Ask) -> C
     if chat is None:
         return ChatTask(
             messages=ask.messages, system="", model=ask.model, retrieve=None, count_tokens=counter_of(parts), options=ask.options,
-            deadline_seconds=seconds,
+            deadline_seconds=seconds, lane=parts.lanes.search,
         )  # fmt: skip
     config = chat.prompt_config
     search = _search_of(tenant, chat, ask) if chat.datasets else None
@@ -147,10 +148,12 @@ def task_of(parts: Parts, tenant: str, chat: DialogRecord | None, ask: Ask) -> C
         options=ask.options,
         empty_response=str(config.get("empty_response") or ""),
         cite=ask.cite and bool(config.get("quote", True)),
+        compare=None if search is None else comparing(parts, tenant, search.embedding_model),
         refine_multiturn=bool(config.get("refine_multiturn", True)),
         keyword=bool(config.get("keyword")),
         cross_languages=languages_of(config.get("cross_languages")),
         deadline_seconds=seconds,
+        lane=parts.lanes.search,
     )
 
 

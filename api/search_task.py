@@ -6,6 +6,7 @@ from typing import Any
 from api.chat_input import owned_datasets
 from api.chat_task import check_question, counter_of, languages_of, model_for, options_of
 from api.errors import ApiError
+from api.likeness import comparing
 from api.parts import Parts
 from api.retrieving import DocumentFilter, Search, retrieve
 from db.services import search_service
@@ -64,7 +65,9 @@ async def answer_search(
         options=options_of({}, config["llm_setting"] if isinstance(config["llm_setting"], dict) else {}, other_model=False),
         keyword=bool(config["keyword"]),
         cross_languages=languages_of(config["chat_settingcross_languages"]),
+        compare=comparing(parts, tenant, search.embedding_model),
         deadline_seconds=parts.settings.chat_timeout_seconds,
+        lane=parts.lanes.search,
     )
 
 

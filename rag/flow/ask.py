@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from rag.flow.chat import ChatEvent, ChatTask, async_chat
+from rag.flow.citations import Compare
 from rag.ports import ChatModel
+from rag.threads import Lane
 from rag.types import ChatMessage, ChatOptions, Retrieval
 
 SYSTEM = """\
@@ -28,7 +30,9 @@ def async_ask(
     options: ChatOptions = ChatOptions(),  # noqa: B008 (frozen)
     keyword: bool = False,
     cross_languages: Sequence[str] = (),
+    compare: Compare | None = None,
     deadline_seconds: float = 600.0,
+    lane: Lane | None = None,
 ) -> AsyncIterator[ChatEvent]:
     """The answer as `async_chat` gives it, and raising as it does. Nothing found is said without asking the model."""
     task = ChatTask(
@@ -41,6 +45,8 @@ def async_ask(
         empty_response=NOTHING,
         keyword=keyword,
         cross_languages=cross_languages,
+        compare=compare,
         deadline_seconds=deadline_seconds,
+        lane=lane,
     )
     return async_chat(task)

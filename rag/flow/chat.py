@@ -6,20 +6,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from rag.deadline import within
-from rag.errors import DeadlineExceeded, ProviderError
+from rag.errors import DeadlineExceeded, ProviderUnreachable
+from rag.flow.citations import CheckedCitations, Compare
 from rag.flow.extract import NO_DATASETS, extractive_answer
 from rag.flow.nodes import Flow, Node, Outcome, Values
 from rag.flow.prompt import Prompt, Window, build_prompt, passage
-from rag.flow.question import condense, keywords, translate, with_the_one_before
-from rag.nlp.cite import CitationFilter
+from rag.flow.question import condense, keywords, question_before, translate, with_the_one_before
 from rag.ports import ChatModel
+from rag.threads import Lane
 from rag.types import ChatMessage, ChatOptions, DocumentCount, RankedChunk, Retrieval, Usage
 
+T = TypeVar("T")
+
+LARGE_CHARACTERS = 16_000  # counting their tokens takes up to 10 ms when none was seen before
 QUESTION_SECONDS = 20.0  # for the model's work on the question; then the question is searched without it
-COUNTED_CHARACTERS = 100_000  # of a question that no model reads; counting takes time on the event loop
+COUNTED_CHARACTERS = 100_000  # of a question that no model reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +33,11 @@ class ChatTask:
     `messages` ends with the user's question; no system message among them. `system` and `variables`: see `build_prompt`. `retrieve`
     finds the chunks for a question; None for a chat without datasets. `model` None: the extractive answerer. `count_tokens` counts
     as the model does, or nearly. `empty_response` answers in the model's place when nothing is found (unless the model failed to
-    condense the question: then its error is raised); "" lets the model answer. `deadline_seconds` bounds the whole answer.
+    condense the question: then its error is raised); "" lets the model answer. `compare` gives the cosine of a sentence of the
+    answer with each of the chunks, for citations that the words do not support; None where vectors cannot tell.
+    `deadline_seconds` bounds the whole answer.
     `alongside` is work of the caller's that must be done before the first event; it runs while the model reads, so that the search
-    has the machine, and its error is the answer's.
+    has the machine, and its error is the answer's. `lane` does the work on large texts; without it the event loop does.
     """
 
     messages: Sequence[ChatMessage]
@@ -43,11 +49,13 @@ class ChatTask:
     options: ChatOptions = field(default_factory=ChatOptions)
     empty_response: str = ""
     cite: bool = True
+    compare: Compare | None = None
     refine_multiturn: bool = True
     keyword: bool = False
     cross_languages: Sequence[str] = ()
     deadline_seconds: float = 600.0
     alongside: Callable[[], Awaitable[Any]] | None = None
+    lane: Lane | None = None
 
     @property
     def question(self) -> str:
@@ -140,12 +148,12 @@ async def _answer(task: ChatTask, searched: asyncio.Event) -> AsyncIterator[Chat
     retrieval: Retrieval | None = found.values.get("retrieve")
     end = partial(_end, found, retrieval, started)
     if retrieval is not None and not retrieval.chunks and task.empty_response:
-        if isinstance(failure := found.failures.get("condense"), ProviderError):
-            raise failure  # what was searched is not what was asked: to say that there is nothing would hide it
+        if failure := found.failures.get("condense"):
+            raise _model_error(failure)  # what was searched is not what was asked: to say that there is nothing would hide it
         yield AnswerDelta(task.empty_response, canned=True)
         yield end(text=task.empty_response, empty=True)
         return
-    stream = _generate(task, task.model, retrieval, deadline, end) if task.model is not None else _extract(task, retrieval, end)
+    stream = _generate(task, task.model, retrieval, found.failures, deadline, end) if task.model else _extract(task, retrieval, end)
     async with aclosing(stream) as events:
         async for event in events:
             yield event
@@ -167,7 +175,7 @@ def _question_nodes(task: ChatTask) -> Iterator[Node]:
     condensed: tuple[str, ...] = ()
     if task.refine_multiturn and len(task.messages) > 1:
         condensed = ("condense",)
-        yield Node("condense", lambda _: condense(model, task.messages), (), QUESTION_SECONDS, with_the_one_before(task.messages))
+        yield Node("condense", lambda _: condense(model, task.messages), (), QUESTION_SECONDS)
     if task.keyword:
         yield Node("keywords", lambda values: keywords(model, _asked(task, values)), condensed, QUESTION_SECONDS, ())
     if task.cross_languages:
@@ -178,21 +186,32 @@ def _question_nodes(task: ChatTask) -> Iterator[Node]:
 
 def _retrieve_node(task: ChatTask, retrieve: Callable[[str], Awaitable[Retrieval]], after: tuple[str, ...]) -> Node:
     async def search(values: Values) -> Retrieval:
-        return await retrieve("\n".join((_asked(task, values), *values.get("translate", ()), *values.get("keywords", ()))))
+        more = (*values.get("translate", ()), *values.get("keywords", ()))
+        found = await retrieve("\n".join((_asked(task, values), *more)))
+        if not found.chunks and _asked(task, values) != task.question and values.get("condense") is None:
+            found = await retrieve("\n".join((task.question, *more)))  # the question before it may have led astray
+        return found
 
     return Node("retrieve", search, after, required=True)
 
 
 def _asked(task: ChatTask, values: Values) -> str:
-    if task.model is None and task.refine_multiturn:
-        return with_the_one_before(task.messages)
-    return values.get("condense", task.question)
+    """The question that stands by itself: the condensed one, or else the last two questions together."""
+    if "condense" in values or (task.model is None and task.refine_multiturn):
+        return values.get("condense") or with_the_one_before(task.messages)
+    return task.question
+
+
+def _model_error(failure: Exception) -> Exception:
+    return ProviderUnreachable("the chat model gave no answer in time") if isinstance(failure, TimeoutError) else failure
 
 
 async def _generate(
-    task: ChatTask, model: ChatModel, retrieval: Retrieval | None, deadline: float, end: Callable[..., Answer]
-) -> AsyncIterator[ChatEvent]:
-    prompt = build_prompt(
+    task: ChatTask, model: ChatModel, retrieval: Retrieval | None, failures: dict[str, Exception], deadline: float,
+    end: Callable[..., Answer],
+) -> AsyncIterator[ChatEvent]:  # fmt: skip
+    build = partial(
+        build_prompt,
         system=task.system,
         variables=task.variables,
         messages=task.messages,
@@ -200,8 +219,9 @@ async def _generate(
         cite=task.cite,
         window=Window(model.context_tokens, task.options.max_tokens, task.count_tokens),
     )
+    prompt = await _aside(task, _characters(task, retrieval), build)
     shown = [passage(ranked) for ranked in prompt.chunks] if task.cite else []
-    citations = CitationFilter(shown, add=task.cite)
+    citations = CheckedCitations(shown, prompt.chunks, task.compare, failures, add=task.cite)
     text: list[str] = []
     reasoning: list[str] = []
     usage, finish_reason = Usage(), "stop"
@@ -210,32 +230,47 @@ async def _generate(
             if delta.reasoning:
                 reasoning.append(delta.reasoning)
                 yield ReasoningDelta(delta.reasoning)
-            if delta.text and (piece := citations.feed(delta.text)):
-                text.append(piece)
-                yield AnswerDelta(piece)
+            if delta.text:
+                async for piece in citations.feed(delta.text):
+                    text.append(piece)
+                    yield AnswerDelta(piece)
             usage, finish_reason = delta.usage or usage, delta.finish_reason or finish_reason
-    if piece := citations.finish():
+    async for piece in citations.finish():
         text.append(piece)
         yield AnswerDelta(piece)
-    answer = "".join(text)
+    answer, thoughts = "".join(text), "".join(reasoning)
+    count = partial(_counted, usage, task, prompt, answer, thoughts)
     yield end(
         text=answer,
         prompt=prompt,
         chunks=prompt.chunks,
-        usage=_counted(usage, task, prompt, answer, "".join(reasoning)),
+        usage=await _aside(task, len(answer) + len(thoughts), count),
         finish_reason=finish_reason,
     )
 
 
 async def _extract(task: ChatTask, retrieval: Retrieval | None, end: Callable[..., Answer]) -> AsyncIterator[ChatEvent]:
     chunks = () if retrieval is None else retrieval.chunks
-    pieces = (NO_DATASETS,) if retrieval is None else extractive_answer(task.question, chunks, task.cite)
+    before = question_before(task.messages) if task.refine_multiturn else ""
+    pieces = (NO_DATASETS,) if retrieval is None else extractive_answer(task.question, chunks, task.cite, before=before)
     text = ""
     for piece in pieces:
         text += piece
         yield AnswerDelta(piece)
-    used = Usage(task.count_tokens(task.question[:COUNTED_CHARACTERS]), task.count_tokens(text))
+    asked = task.question[:COUNTED_CHARACTERS]
+    used = await _aside(task, len(asked) + len(text), lambda: Usage(task.count_tokens(asked), task.count_tokens(text)))
     yield end(text=text, chunks=chunks, usage=used)
+
+
+async def _aside(task: ChatTask, characters: int, work: Callable[[], T]) -> T:
+    """The work on so much text; on a thread when it would hold the event loop."""
+    return work() if task.lane is None or characters <= LARGE_CHARACTERS else await task.lane.run(work)
+
+
+def _characters(task: ChatTask, retrieval: Retrieval | None) -> int:
+    """How much text a prompt is chosen from."""
+    chunks = () if retrieval is None else retrieval.chunks
+    return len(task.system) + sum(len(m.content) for m in task.messages) + sum(len(ranked.chunk.content) for ranked in chunks)
 
 
 async def _before(deadline: float, task: ChatTask, work: Awaitable[Any]) -> Any:

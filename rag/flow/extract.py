@@ -32,6 +32,7 @@ STOPS = ".!?…。！？"
 SENTENCE_ENDS = ".!?:;…。！？：；|"
 HEADING_CHARACTERS = 120
 HEADING_SHARE = 0.5  # what a term of the heading counts for a sentence below it
+BEFORE_SHARE = 0.25  # what a term of the question before counts
 SAME_SENTENCE = 0.8  # share of common terms from which two sentences say the same
 SIMILARITY_SHARE = 0.2  # how much the chunk's own rank says beside the words
 
@@ -54,16 +55,17 @@ class Quote:
     heading: frozenset[str] = frozenset()
 
 
-def extractive_answer(question: str, chunks: Sequence[RankedChunk], cite: bool = True) -> Iterator[str]:
+def extractive_answer(question: str, chunks: Sequence[RankedChunk], cite: bool = True, before: str = "") -> Iterator[str]:
     """The answer in pieces that can be sent one by one: a notice, then a sentence a line with its `[ID:n]`.
 
-    Where no sentence fits, the best chunk's first one, without `[ID:n]`: it supports nothing.
+    `before` is the question before this one, which it may refer to. Where no sentence fits, the best chunk's first one, without
+    `[ID:n]`: it supports nothing.
     """
     yield NOTICE
     if not chunks:
         yield f" {NOTHING}"
         return
-    quotes = best_quotes(question, chunks)
+    quotes = best_quotes(question, chunks, before=before)
     yield f" {FOUND if quotes else CLOSEST}\n"
     if not quotes:
         yield f"\n{_opening(chunks[0])}"
@@ -71,9 +73,9 @@ def extractive_answer(question: str, chunks: Sequence[RankedChunk], cite: bool =
         yield f"\n{quote.text} [ID:{quote.chunk}]" if cite else f"\n{quote.text}"
 
 
-def best_quotes(question: str, chunks: Sequence[RankedChunk], limit: int = MAX_SENTENCES) -> list[Quote]:
+def best_quotes(question: str, chunks: Sequence[RankedChunk], limit: int = MAX_SENTENCES, before: str = "") -> list[Quote]:
     """At most `limit` sentences that answer the question, best first, none that repeats another; empty when none fits."""
-    asked = question_terms(question)
+    asked = _asked(question, before)
     quotes = [quote for number, ranked in enumerate(chunks[:MAX_CHUNKS]) for quote in _sentences(ranked, number)]
     weights = _weights(asked, quotes)
     whole = sum(weights.values())
@@ -87,6 +89,13 @@ def best_quotes(question: str, chunks: Sequence[RankedChunk], limit: int = MAX_S
         if not any(_overlap(quote.terms, other.terms) >= SAME_SENTENCE for other in chosen):
             chosen.append(quote)
     return chosen
+
+
+def _asked(question: str, before: str) -> list[Term]:
+    """The question's terms, and those of the one before it: they tell what "it" is, but they were answered already."""
+    asked = list(question_terms(question))
+    known = {term.text for term in asked}
+    return asked + [replace(term, weight=term.weight * BEFORE_SHARE) for term in question_terms(before) if term.text not in known]
 
 
 def _sentences(ranked: RankedChunk, number: int) -> Iterator[Quote]:

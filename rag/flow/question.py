@@ -38,10 +38,14 @@ async def condense(model: ChatModel, messages: Sequence[ChatMessage]) -> str:
     return reply if reply and len(reply) <= QUESTION_CHARACTERS else question
 
 
+def question_before(messages: Sequence[ChatMessage]) -> str:
+    """The beginning of what the user asked before the last message, "" if that was the first."""
+    return next((message.content[:HISTORY_CHARACTERS] for message in reversed(messages[:-1]) if message.role == "user"), "")
+
+
 def with_the_one_before(messages: Sequence[ChatMessage]) -> str:
     """What to search for when no model condenses: the user's question before, at most its beginning, then the last message."""
-    before = [message.content[:HISTORY_CHARACTERS] for message in messages[:-1] if message.role == "user"]
-    return "\n".join((*before[-1:], messages[-1].content))
+    return f"{question_before(messages)}\n{messages[-1].content}".lstrip("\n")
 
 
 async def translate(model: ChatModel, question: str, languages: Sequence[str]) -> tuple[str, ...]:

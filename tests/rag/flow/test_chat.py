@@ -11,6 +11,7 @@ import pytest
 
 from rag.deadline import seconds_left
 from rag.errors import DeadlineExceeded, ProviderUnreachable, TooLarge, Unavailable
+from rag.flow import chat as chat_module
 from rag.flow.chat import COUNTED_CHARACTERS, Answer, AnswerDelta, ChatEvent, ChatTask, ReasoningDelta, async_chat
 from rag.flow.extract import NO_DATASETS, NOTICE
 from rag.types import ChatDelta, ChatMessage, ChatOptions, Retrieval, Usage
@@ -203,6 +204,54 @@ async def test_nothing_found_since_the_model_could_not_condense_is_the_models_er
     model = ScriptedModel("never said", replies=[ProviderUnreachable("model scripted cannot be reached")])
     with pytest.raises(ProviderUnreachable, match="cannot be reached"):
         await run(task(model, retrieval(), messages=TALK, empty_response="Sorry!"))
+
+
+async def test_nothing_found_since_condensing_took_too_long_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(ScriptedModel):
+        async def complete(self, *_: Any) -> Any:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(chat_module, "QUESTION_SECONDS", 0.01)
+    with pytest.raises(ProviderUnreachable, match="no answer in time"):
+        await run(task(Hanging("never said"), retrieval(), messages=TALK, empty_response="Sorry!"))
+
+
+@pytest.mark.parametrize("model", [None, ScriptedModel("Yes.", replies=[ProviderUnreachable("no")])], ids=["no model", "model fails"])
+async def test_a_follow_up_that_finds_nothing_with_the_question_before_it_is_searched_as_it_is(model: ScriptedModel | None) -> None:
+    asked: list[str] = []
+
+    async def retrieve(question: str) -> Retrieval:
+        asked.append(question)
+        return FOUND if question == "When does it boil?" else retrieval()
+
+    *_, end = await run(task(model, messages=TALK, retrieve=retrieve, empty_response="Sorry!"))
+    assert asked == ["What is water?\nWhen does it boil?", "When does it boil?"]
+    assert not end.empty
+    assert end.degraded == (() if model is None else ("condense",))
+
+
+async def test_without_a_model_a_follow_up_is_answered_in_the_light_of_the_question_before() -> None:
+    found = retrieval(ranked("Lead melts at 327 °C. Tin melts at 232 °C. Iron melts at 1538 °C."))
+    talk = (ChatMessage("user", "Is iron a metal?"), ChatMessage("assistant", "It is."), ChatMessage("user", "When does it melt?"))
+    text = text_of(await run(task(None, found, messages=talk)))
+    assert text.split("\n\n")[1].startswith("Iron melts at 1538 °C.")
+
+
+async def test_a_citation_in_other_words_is_compared_by_vectors() -> None:
+    async def compare(_: str, chunks: Any) -> list[float]:
+        return [0.9] + [0.0] * (len(chunks) - 1)
+
+    model = ScriptedModel("Liquids turn into steam when heated enough [ID:0].")
+    assert text_of(await run(task(model, compare=compare))).endswith("[ID:0].")
+
+
+async def test_a_comparison_that_fails_is_told_with_the_answer() -> None:
+    async def compare(_: str, __: Any) -> list[float]:
+        raise ProviderUnreachable("model vectors cannot be reached")
+
+    *_, end = await run(task(ScriptedModel("Liquids turn into steam when heated enough [ID:0]."), compare=compare))
+    assert "[ID:" not in end.text
+    assert (end.degraded, end.reasons) == (("cite",), {"cite": "model vectors cannot be reached"})
 
 
 async def test_nothing_found_by_a_condensed_question_is_the_empty_response() -> None:

@@ -2,13 +2,14 @@
 
 import re
 import time
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag.nlp import cite
-from rag.nlp.cite import CitationFilter, Support, sentences
+from rag.nlp.cite import CitationFilter, Doubt, Support, sentences
 
 CHUNKS = [
     "The water mill at Barrow was built in 1743 by John Smith.",
@@ -94,10 +95,49 @@ def test_adding_can_be_switched_off():
     assert filtered(answer, add=False) == answer
 
 
-def test_vectors_may_support_what_the_words_cannot():
-    answer = "Die Mühle wurde 1743 gebaut [ID:0], sagt man [ID:1]."
-    assert filtered(answer) == "Die Mühle wurde 1743 gebaut, sagt man."
-    assert filtered(answer, cosine=lambda sentence, n: 0.9 if n == 0 else 0.1) == "Die Mühle wurde 1743 gebaut [ID:0], sagt man."
+GERMAN = "Die Mühle wurde 1743 gebaut [ID:0], sagt man [ID:1]. Und weiter."
+
+
+def compared(answer: str, *cosines: float, step: int = 10_000) -> tuple[str, list[Doubt]]:
+    citations = CitationFilter(CHUNKS, compare=True)
+    out, doubts = [], []
+    pieces = [partial(citations.feed, answer[i : i + step]) for i in range(0, len(answer), step)]
+    for call in (*pieces, citations.finish):
+        out.append(call())
+        while citations.doubt is not None:
+            doubts.append(citations.doubt)
+            out.append(citations.settle(cosines or None))
+    return "".join(out), doubts
+
+
+@pytest.mark.parametrize("step", [1, 5, 10_000])
+def test_vectors_may_support_what_the_words_cannot(step):
+    out, doubts = compared(GERMAN, 0.9, 0.1, 0.1, step=step)
+    assert out == "Die Mühle wurde 1743 gebaut [ID:0], sagt man. Und weiter."
+    assert doubts == [Doubt("Die Mühle wurde 1743 gebaut", (0,))], "chunk 1 has no such figure, whatever its vector is like"
+
+
+@pytest.mark.parametrize("cosines", [(), (0.59, 0.0, 0.0), (0.7, 0.0, 0.76)], ids=["none to compare", "too far", "another is closer"])
+def test_vectors_that_do_not_support_leave_it_to_the_words(cosines):
+    assert compared(GERMAN, *cosines)[0] == filtered(GERMAN)
+
+
+def test_the_text_before_a_doubt_is_sent_and_what_is_behind_it_waits():
+    citations = CitationFilter(CHUNKS, compare=True)
+    assert citations.feed(GERMAN) == "Die Mühle wurde 1743 gebaut"
+    assert citations.settle([0.9, 0.0, 0.0]) == " [ID:0], sagt man. Und weiter"
+    assert citations.finish() == "."
+
+
+def test_what_the_words_support_is_not_in_doubt():
+    assert compared("The mill was built in 1743 [ID:0].") == ("The mill was built in 1743 [ID:0].", [])
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.sampled_from(PIECES), max_size=20), st.lists(st.floats(-1, 1), min_size=3, max_size=3))
+def test_doubts_lose_no_text_nor_make_any_up(pieces, cosines):
+    answer = "".join(pieces)
+    assert re.sub(r"\s|\[ID:\d+\]", "", compared(answer, *cosines)[0]) == re.sub(r"\s|\[ID:\d+\]", "", filtered(answer))
 
 
 def test_no_more_than_four_citations_a_sentence():
