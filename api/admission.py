@@ -25,6 +25,8 @@ CONTROL_SECONDS = 0.1
 CONTROL_SAMPLES = 4
 # How much slower than usual those let in may be; between the two the limit stays.
 SLOW, FAST = 1.25, 1.1
+FIRST_SAMPLES = 20
+RISE_SECONDS = 60.0
 # A caller that has not asked for so long has no share.
 PRESENT_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
@@ -87,8 +89,8 @@ class Admission:
         self._last_refusal = -math.inf
         self._refusals = 0.0  # of about the last second
         self._refusals_at = 0.0
-        self._usual_seconds: dict[str, float] = {}
-        self._usual_active = float(LEAST_ACTIVE)
+        self._usual_seconds: dict[str, _Usual] = {}
+        self._usual_active = _Usual()
         self._lane_seconds = 0.0
         self._loop_seconds = 0.0
         self._slowness: list[float] = []
@@ -160,12 +162,13 @@ class Admission:
         self._lane_seconds = self._lane_seconds * _OLD + lane_seconds * _NEW if self._lane_seconds else lane_seconds
         if era != self.era:
             return
-        usual = self._usual_seconds.get(route)
+        usual = self._usual_seconds.setdefault(route, _Usual())
         if not self.pressed:
-            self._usual_seconds[route] = active_seconds if usual is None else usual * _OLD + active_seconds * _NEW
-            self._usual_active = self._usual_active * _OLD + (self.active + 1) * _NEW
-        elif usual:
-            self._slowness.append(active_seconds / usual)
+            now = self._clock()
+            usual.take(active_seconds, now)
+            self._usual_active.take(self.active + 1, now)
+        elif usual.value:
+            self._slowness.append(active_seconds / usual.value)
             self._control()
 
     # ------------------------------------------------------------------------------------------------ inside
@@ -178,7 +181,7 @@ class Admission:
 
     def _press(self, now: float) -> None:
         self.era += 1
-        self.limit = max(LEAST_ACTIVE, self._usual_active * FAST)
+        self.limit = max(LEAST_ACTIVE, self._usual_active.value)
         self._last_refusal = now
         self._slowness.clear()
 
@@ -209,6 +212,27 @@ class Admission:
             return Overloaded("the server is at its capacity", seconds)
         self._on_refused("share")
         return TooManyRequests("this caller has its share of a server at its capacity", seconds)
+
+
+class _Usual:
+    """The mean of calm times. It falls soon and rises slowly: the load that ends the calm must not count as usual."""
+
+    __slots__ = ("_at", "_samples", "value")
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self._samples = 0
+        self._at = 0.0
+
+    def take(self, sample: float, now: float) -> None:
+        """Take in a sample."""
+        self._samples += 1
+        if self._samples <= FIRST_SAMPLES:
+            share = 1 / self._samples
+        else:
+            share = min(_NEW, (now - self._at) / RISE_SECONDS) if sample > self.value else _NEW
+        self.value += (sample - self.value) * share
+        self._at = now
 
 
 class _Window:

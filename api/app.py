@@ -121,6 +121,7 @@ def create_app(parts: Parts, blueprints: Sequence[Routes] = BLUEPRINTS) -> Appli
     """The application over these parts, to be served by any ASGI server."""
     app = Application(parts, blueprints)
     admission = Admission(parts.settings.patience_seconds, on_refused=parts.metrics.refused)
+    app.extensions["admission"] = admission
     app.asgi_app = Admitted(app.asgi_app, admission, app.keys, app.specs.values())  # type: ignore[method-assign]
     return app
 

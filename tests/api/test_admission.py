@@ -1,0 +1,199 @@
+"""api/admission.py: who is let in, by a clock of the tests."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from api.admission import CALM_AFTER_SECONDS, LEAST_ACTIVE, PRESENT_SECONDS, Admission, Ticket
+from rag.errors import Overloaded, TooManyRequests
+
+SERVICE_SECONDS = 0.01
+PATIENCE_SECONDS = 1.0
+HELD = 100  # requests that fill the patience: 100 x 10 ms
+
+
+class World:
+    """An admission and the time it sees."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.refused: list[str] = []
+        self.admission = Admission(PATIENCE_SECONDS, clock=lambda: self.now, on_refused=self.refused.append)
+
+    def serve(self, seconds: float = SERVICE_SECONDS, caller: str = "a", lane: float = SERVICE_SECONDS) -> None:
+        ticket = self.admission.admit(caller)
+        self.finish(ticket, seconds, lane)
+
+    def finish(self, ticket: Ticket, seconds: float = SERVICE_SECONDS, lane: float = SERVICE_SECONDS) -> None:
+        self.now += seconds
+        ticket.lane_seconds["search"] = lane
+        ticket.done("/retrieval")
+
+    def fill(self, caller: str = "a") -> list[Ticket]:
+        """Let requests in until one is refused."""
+        held: list[Ticket] = []
+        try:
+            while True:
+                held.append(self.admission.admit(caller))
+        except Overloaded:
+            return held
+
+    def fill_and_release(self) -> list[Ticket]:
+        held = self.fill()
+        release(held)
+        return held
+
+    def under_pressure(self, seconds: float) -> None:
+        """One request is served while others are refused."""
+        ticket = self.admission.admit("a")
+        self.fill_and_release()
+        self.finish(ticket, seconds)
+
+
+def release(tickets: list[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.done(None)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    for _ in range(50):
+        world.serve()
+    yield world
+    assert world.admission.active == 0
+
+
+def test_in_calm_everyone_is_let_in_whose_expected_wait_is_within_the_patience(world: World) -> None:
+    held = world.fill()
+    assert HELD <= len(held) <= HELD + 2
+    assert world.admission.pressed
+    assert world.refused == ["overload"]
+    release(held)
+
+
+def test_a_chat_may_wait_longer(world: World) -> None:
+    held = [world.admission.admit("a", 5.0) for _ in range(3 * HELD)]
+    assert not world.admission.pressed
+    release(held)
+
+
+def test_a_refusal_says_when_the_queue_could_have_been_served(world: World) -> None:
+    held = world.fill()
+    seconds = []
+    for _ in range(3):
+        with pytest.raises(Overloaded) as refused:
+            world.admission.admit("a")
+        seconds.append(refused.value.retry_after_seconds)
+    assert PATIENCE_SECONDS <= seconds[0] < seconds[1] < seconds[2] < 2 * PATIENCE_SECONDS
+    release(held)
+
+
+def test_under_pressure_only_as_many_are_let_in_as_are_active_in_calm(world: World) -> None:
+    release(world.fill())
+    held = world.fill()
+    assert len(held) == LEAST_ACTIVE
+    world.finish(held.pop())
+    held.append(world.admission.admit("a"))  # a place that is free is given at once
+    release(held)
+
+
+def test_the_limit_falls_when_those_let_in_are_slower_than_usual_and_rises_when_they_are_not(world: World) -> None:
+    release(world.fill())
+    world.admission.limit = 50.0
+    for _ in range(100):
+        world.under_pressure(3 * SERVICE_SECONDS)
+    low = world.admission.limit
+    assert low == LEAST_ACTIVE
+    for _ in range(200):
+        world.under_pressure(SERVICE_SECONDS)
+    assert world.admission.limit > low + 5
+
+
+def test_it_is_calm_again_when_nobody_was_refused_for_a_moment(world: World) -> None:
+    release(world.fill())
+    world.now += CALM_AFTER_SECONDS + 0.01
+    held = [world.admission.admit("a") for _ in range(HELD // 2)]
+    assert not world.admission.pressed
+    release(held)
+
+
+def test_a_request_that_waits_for_a_vendor_or_its_client_takes_no_place(world: World) -> None:
+    streams = []
+    for _ in range(1000):
+        ticket = world.admission.admit("a")
+        ticket.leave()
+        streams.append(ticket)
+    assert (world.admission.active, world.admission.pressed) == (0, False)
+    streams[0].leave()
+    streams[0].come_back()
+    assert world.admission.active == 0  # still away: two waits at a time
+    streams[0].come_back()
+    assert world.admission.active == 1
+    release(streams)
+
+
+def test_a_request_that_is_given_up_frees_its_place_and_teaches_nothing(world: World) -> None:
+    held = world.fill()
+    world.now += 10 * PATIENCE_SECONDS
+    release(held)
+    assert world.admission.active == 0
+    assert HELD <= len(world.fill_and_release()) <= HELD + 2
+
+
+def test_the_load_that_ends_the_calm_does_not_count_as_usual(world: World) -> None:
+    held = [world.admission.admit("a") for _ in range(HELD - 1)]
+    for ticket in held:  # a second of growing latencies, before anyone was refused
+        world.finish(ticket)
+    assert not world.admission.pressed
+    release(world.fill())
+    assert world.admission.limit <= LEAST_ACTIVE + 2
+
+
+def test_under_pressure_one_tenant_is_held_to_its_share_and_the_other_is_let_in(world: World) -> None:
+    world.now += 2 * PRESENT_SECONDS
+    release(world.fill("hog"))
+    world.admission.limit = 10.0
+    held = world.fill("hog")
+    assert (len(held), world.refused[-1]) == (10, "overload")
+    others = [world.admission.admit("small") for _ in range(5)]
+    with pytest.raises(TooManyRequests):
+        world.admission.admit("hog")
+    assert world.refused[-1] == "share"
+    with pytest.raises(TooManyRequests):
+        world.admission.admit("small")
+    release(held + others)
+
+
+def test_a_tenant_that_asks_no_more_has_no_share(world: World) -> None:
+    release(world.fill("gone"))
+    world.now += PRESENT_SECONDS * 2
+    held = world.fill("a")
+    with pytest.raises(Overloaded) as refused:
+        world.admission.admit("a")
+    assert not isinstance(refused.value, TooManyRequests)
+    release(held)
+
+
+def test_slow_lanes_with_enough_threads_make_nobody_wait() -> None:
+    world = World()
+    for _ in range(50):
+        world.serve(seconds=0.2, lane=0.2 / 100)  # 200 ms in a lane of 100 threads
+    held = [world.admission.admit("a") for _ in range(100)]
+    assert world.admission.expected_wait_seconds == pytest.approx(0.2)
+    release(held)
+
+
+def test_a_late_event_loop_counts_as_a_queue() -> None:
+    world = World()
+    first = world.admission.admit("a")
+    for _ in range(50):
+        world.now += 0.02
+        world.admission.probe(0.015)
+        world.admission.admit("a").done("/list")
+    assert world.admission.expected_wait_seconds == pytest.approx(0.02, rel=0.2)
+    for _ in range(50):
+        world.now += 0.02
+        world.admission.probe(0.0)
+    assert world.admission.expected_wait_seconds == 0.0
+    first.done(None)
