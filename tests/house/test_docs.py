@@ -43,4 +43,5 @@ def test_every_error_of_the_tree_is_explained() -> None:
 @pytest.mark.parametrize("name", tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"])
 def test_every_dependency_has_its_reason_written_down(name: str) -> None:
     reasons = (ROOT / "docs" / "adr" / "0001-dependencies.md").read_text("utf-8")
-    assert f"`{re.split('[[>=<]', name)[0]}`" in reasons
+    package = re.split(r"[\[>=<]", name)[0]
+    assert f"`{package}`" in reasons
