@@ -19,6 +19,7 @@ from api.parts import open_parts
 from api.serve import listen, serve, work
 from api.siblings import Member
 from api.workers import Crew
+from rag import tracing
 from rag.errors import MillraceError, SettingsError
 from rag.settings import Settings, load
 
@@ -110,11 +111,11 @@ def _serve(given: argparse.Namespace, settings: Settings) -> int:
         return 0
 
     if given.worker is not None:
-        return _run(among_others())
+        return _traced(among_others)
     if given.workers > 1:
         _model_keys(settings)
         return _run(Crew(settings, given.workers, os.environ).run())
-    return _run(alone())
+    return _traced(alone)
 
 
 def _worker(_: argparse.Namespace, settings: Settings) -> int:
@@ -126,7 +127,7 @@ def _worker(_: argparse.Namespace, settings: Settings) -> int:
             await work(parts)
         return 0
 
-    return _run(run())
+    return _traced(run)
 
 
 def _check(_: argparse.Namespace, settings: Settings) -> int:
@@ -152,6 +153,12 @@ def _model_keys(settings: Settings) -> dict[str, str]:
             raise SettingsError(f"model {model.name}@{model.provider}: environment variable {model.api_key_env} is not set")
         keys[model.api_key_env] = key
     return keys
+
+
+def _traced(command: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run it, with traces where the standard OTEL_* variables ask for them."""
+    with tracing.exporting(os.environ, service_version=version("millrace")):
+        return _run(command())
 
 
 def _run(command: Coroutine[Any, Any, int]) -> int:
