@@ -85,7 +85,7 @@ class Fault:
 
 def fault_of(kind: str, error: PeeweeException) -> Fault:
     """What the error of a database of that kind means; `again` is only right for one that came before the COMMIT."""
-    cause = error.args[0] if error.args else None
+    cause = getattr(error, "orig", error)
     if kind == "postgresql":
         return _postgres(getattr(cause, "sqlstate", None), str(cause).lower())
     if kind == "mysql":
@@ -109,6 +109,8 @@ def _mysql(cause: object) -> Fault:
     arguments = getattr(cause, "args", ())
     code = arguments[0] if arguments and isinstance(arguments[0], int) else 0
     text = str(cause).lower()
+    if "not known" in text:
+        return Fault("its host name is unknown", lost=True)
     if "timed out" in text:
         return Fault("it gave no answer in time", lost=True)
     lost = code in MYSQL_LOST

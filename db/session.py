@@ -120,7 +120,7 @@ class Session:
 
     def _judge(self, error: DatabaseError | InterfaceError, reached: str) -> Fault:
         """What the error means; the connection is closed where it is of no use any more. Raises what is the service's own matter."""
-        refused = getattr(error.args[0] if error.args else None, "sqlstate", None) == PERMISSION
+        refused = getattr(getattr(error, "orig", None), "sqlstate", None) == PERMISSION
         if isinstance(error, (IntegrityError, DataError, ProgrammingError)) and reached == "service" and not refused:
             raise error  # the database itself is well
         fault = fault_of(self.kind, error)
