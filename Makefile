@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 DATA ?= ../shared/data
 MANIFEST := bin/setup bin/uv.txt bin/ragflow-sdk.txt pyproject.toml uv.lock
 
-.PHONY: help serve test lint format docs bench eval soak clean
+.PHONY: help serve test lint format docs bench load compare chaos eval soak clean
 
 help:
 	@echo "make serve             set up, then serve on 127.0.0.1:9380 (MILLRACE_HOST, MILLRACE_PORT, MILLRACE_DATA_DIR)"
@@ -11,6 +11,9 @@ help:
 	@echo "make lint | format     the style checks alone | mend the style"
 	@echo "make docs              make docs/settings.md anew"
 	@echo "make bench             the tables of load/README.md, measured on this machine"
+	@echo "make load [MODEL=real] locust: 100 people search and chat (SECONDS, USERS); the report is load/out/report.html"
+	@echo "make compare           reranking on threads against reranking that is awaited"
+	@echo "make chaos             vendors fail in every way for SECONDS at 100 callers; no unplanned 5xx"
 	@echo "make eval [DATA=dir]   retrieval quality over a folder of sets in BEIR layout"
 	@echo "make soak              the kill test, 100 rounds"
 
@@ -33,6 +36,15 @@ docs: .venv/.ready-to-test
 
 bench: .venv/.ready-to-test
 	$(PYTHON) -m load
+
+load: .venv/.ready-to-test
+	$(PYTHON) -m load.locust_run --model $(or $(MODEL),simulated) --seconds $(or $(SECONDS),60) $(if $(USERS),--users $(USERS))
+
+compare: .venv/.ready-to-test
+	$(PYTHON) -m load.compare
+
+chaos: .venv/.ready-to-test
+	$(PYTHON) -m load.scale --only chaos --seconds $(or $(SECONDS),180)
 
 eval: .venv/.ready-to-test
 	$(PYTHON) -m load.eval --data $(DATA)

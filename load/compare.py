@@ -86,9 +86,8 @@ def threads_busy(
     servers: Mapping[str, StagedServer], simulated: Vendors, seconds: float, latencies: Sequence[tuple[float, float]]
 ) -> None:  # fmt: skip
     """Print how many threads are busy while 100 callers keep asking, and what they get."""
-    print(
-        "\n| store + reranker ms | variant | threads busy: mean | p99 | but for the store: mean | requests/s | of 100 callers' ideal | p50 ms |"
-    )
+    print(f"\n{CALLERS[1]} callers:\n")
+    print("| store + reranker ms | variant | threads busy: mean | p99 | but for the store | requests/s | of the ideal | p50 ms |")
     print("|---" * 8 + "|")
     for store, reranker in latencies:
         simulated.change(rerank_seconds=reranker)

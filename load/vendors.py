@@ -16,6 +16,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ STREAM_FAILURES: Mapping[str, Behaviour] = {
     kind: Behaviour(kind)
     for kind in ("hang_after_headers", "hang_mid_stream", "trickle", "reset_mid_stream", "broken_off", "error_event", "not_streamed")
 }
+WORDS = ("The ", "store ", "finds ", "the ", "chunks ", "of ", "a ", "document ", "and ", "the ", "model ", "reads ", "them. ")
 # 100 MB take a second of a core that the server needs: as often as all others would measure the simulator
 HUGE_SHARE = 0.1
 
@@ -111,8 +114,10 @@ class Choice:
         return seconds * (1 + self.dice.uniform(-self.mood.jitter, self.mood.jitter))
 
 
+@lru_cache
 def _words(count: int) -> tuple[str, ...]:
-    return tuple(f"word{number} " for number in range(count))
+    """Words that many a document has, since a model's answer may be searched for."""
+    return tuple(islice(cycle(WORDS), count))
 
 
 class Vendors:
