@@ -7,20 +7,23 @@ as some vendors are. As a program: `python -m load.vendor_simulator --port 9999 
 import argparse
 import asyncio
 import base64
+import gzip
 import hashlib
 import json
 import socket
 import struct
+import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 FAILURES = (
     "hang", "hang_after_headers", "hang_mid_stream", "trickle", "reset", "reset_mid_stream", "broken_off", "html", "garbage",
-    "truncated", "short_body", "huge", "error_body", "error_event", "bad_gzip", "not_streamed", "trickle_body",
+    "truncated", "short_body", "huge", "error_body", "error_event", "bad_gzip", "gzip_bomb", "not_streamed", "trickle_body",
 )  # fmt: skip
 HUGE_BYTES = 100 << 20
 
@@ -184,6 +187,12 @@ async def _answer(request: Request, behaviour: Behaviour, writer: asyncio.Stream
             await _trickle(writer)
         case "error_body":
             await _send(writer, json.dumps({"error": {"message": _VENDOR_TEXT}}).encode())
+        case "gzip_bomb":
+            await _send(writer, _gzip_bomb(), headers=(("content-encoding", "gzip"),))
+        case "gzip":  # no failure: a gateway that packs what it was asked to send plain
+            await _send(writer, gzip.compress(json.dumps(_reply(request, behaviour)).encode()), headers=(("content-encoding", "gzip"),))
+        case "mislabelled":  # no failure: JSON by another name
+            await _send(writer, json.dumps(_reply(request, behaviour)).encode(), content_type="text/plain")
         case "bad_gzip":
             await _send(writer, b"this is not gzip", headers=(("content-encoding", "gzip"),))
         case _ if behaviour.status != 200:
@@ -205,6 +214,14 @@ async def _send(
     lines += [f"{name}: {value}" for name, value in headers]
     writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
     await writer.drain()
+
+
+@cache
+def _gzip_bomb() -> bytes:
+    """A tenth of a megabyte that unpacks to a hundred."""
+    packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+    pieces = [packer.compress(b" " * 65536) for _ in range(HUGE_BYTES // 65536)]
+    return b"".join([*pieces, packer.flush()])
 
 
 async def _send_huge(writer: asyncio.StreamWriter) -> None:

@@ -192,6 +192,7 @@ async def _read(response: httpx.Response, endpoint: Endpoint) -> bytes:
     async for piece in _pieces(response, endpoint):
         body += piece
         if len(body) > endpoint.max_reply_bytes:
+            body.clear()  # the error's traceback would keep it
             raise _too_long(endpoint, endpoint.max_reply_bytes)
     return bytes(body)
 

@@ -6,8 +6,10 @@ Vendors are simulated over HTTP (`load.rerank_simulator`); each refuses what is 
 import asyncio
 import time
 import traceback
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -237,6 +239,8 @@ FAILURES = [
     (Behaviour("garbage"), ProviderBadReply),
     (Behaviour("truncated"), ProviderBadReply),
     (Behaviour("huge"), ProviderBadReply),
+    (Behaviour("gzip_bomb"), ProviderBadReply),
+    (Behaviour("bad_gzip"), ProviderBadReply),
     (Behaviour("error_body"), ProviderBadReply),
     (Behaviour(reply=lambda body: {"code": 20012, "message": "vendor says: no", "data": None}), ProviderBadReply),
     (Behaviour(reply=lambda body: {"detail": "vendor says: no"}), ProviderBadReply),
@@ -251,6 +255,10 @@ FAILURES = [
     (Behaviour(status=302, headers=(("location", "http://127.0.0.1:1/"),)), ProviderRefused),
     (Behaviour(status=429), ProviderBusy),
     (Behaviour(status=429, headers=(("retry-after", "3600"),)), ProviderBusy),
+    (Behaviour(status=429, headers=(("retry-after", "Fri, 31 Dec 2100 23:59:59 GMT"),)), ProviderBusy),
+    (Behaviour(status=429, headers=(("retry-after-ms", "3600000"),)), ProviderBusy),
+    (Behaviour(status=429, headers=(("retry-after", "soon"),)), ProviderBusy),
+    (Behaviour(status=413), ProviderRefused),
     (Behaviour(status=503), ProviderBusy),
     (Behaviour(status=500), ProviderError),
     (Behaviour(status=502), ProviderUnreachable),
@@ -329,6 +337,11 @@ async def test_a_refused_connection_is_an_error_of_ours(server: Server, reranker
         Behaviour(status=503),
         Behaviour(status=503, headers=(("retry-after", "0"),)),
         Behaviour(status=429, headers=(("retry-after", "0"),)),
+        Behaviour(status=429, headers=(("retry-after", "0.05"),)),
+        Behaviour(status=429, headers=(("retry-after", "60"), ("retry-after-ms", "50"))),
+        Behaviour(status=429, headers=(("retry-after", "Thu, 01 Jan 2015 00:00:00 GMT"),)),
+        Behaviour("trickle_body"),
+        Behaviour("short_body"),
         Behaviour("reset"),
         Behaviour("hang"),
     ],
@@ -345,7 +358,36 @@ async def test_a_failure_that_may_pass_is_tried_once_more(
     await at_every_server(check)
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize("odd", ["gzip", "mislabelled"])
+async def test_an_answer_in_odd_wrapping_is_an_answer(
+    reranker_at: Opener, simulator: VendorSimulator, vendors: RerankVendors, odd: str
+) -> None:
+    simulator.choose = lambda request: replace(vendors(request), failure=odd if vendors(request).status == 200 else "")
+
+    async def check(server: Server) -> None:
+        scores, _ = await reranker_at(server).async_similarity(QUERY, TEXTS)
+        assert best_first(scores) == EXPECTED
+
+    await at_every_server(check)
+
+
+@pytest.mark.parametrize("failure", ["huge", "gzip_bomb"])
+async def test_a_huge_reply_is_never_held_in_memory(reranker_at: Opener, simulator: VendorSimulator, failure: str) -> None:
+    simulator.choose = lambda request: Behaviour(failure)
+    with suppress(ProviderBadReply):  # what is made once is not counted
+        await reranker_at(SERVERS[0]).async_similarity(QUERY, TEXTS)
+    tracemalloc.start()
+    try:
+        for server in SERVERS:
+            with pytest.raises(ProviderBadReply, match=r"more than \d+ bytes"):
+                await reranker_at(server).async_similarity(QUERY, TEXTS)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 << 20
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
 async def test_a_refusal_is_not_tried_again(reranker_at: Opener, simulator: VendorSimulator, vendors: RerankVendors, status: int) -> None:
     async def check(server: Server) -> None:
         reranker = reranker_at(server)
