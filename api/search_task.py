@@ -97,7 +97,7 @@ async def mindmap(parts: Parts, tenant: str, body: Mapping[str, Any]) -> dict[st
     model = model_for(parts, str(config["chat_id"] or ""))
     search = await _search_of(parts, tenant, config, dataset_ids, EXPLORED_CHUNKS)
     chunks = await _chunks(parts, search, question)
-    return (await gen_mindmap(question, chunks, model, counter_of(parts))).as_dict()
+    return (await gen_mindmap(question, chunks, model, counter_of(parts), parts.lanes.search)).as_dict()
 
 
 async def _chunks(parts: Parts, search: Search, question: str) -> Sequence[RankedChunk]:

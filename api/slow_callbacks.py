@@ -6,6 +6,7 @@ about a microsecond a step; a thread looks where the loop's thread is when a ste
 """
 
 import asyncio
+import os
 import sys
 import threading
 import time
@@ -13,11 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 LOOK_SECONDS = 0.005
-MAX_FRAMES = 6
+ROOT = str(Path(__file__).parents[1]) + os.sep
+INNERMOST = 3
+OURS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,15 @@ class _Timed(Coroutine[Any, Any, Any]):
 
 
 def _places(frame: FrameType | None) -> tuple[str, ...]:
+    """The innermost calls, and the innermost ones of our own modules above them."""
     places: list[str] = []
-    while frame is not None and len(places) < MAX_FRAMES:
-        if not frame.f_code.co_filename.endswith(__file__):
-            places.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
+    depth = ours = 0
+    while frame is not None and ours < OURS:
+        code = frame.f_code
+        own = code.co_filename.startswith(ROOT) and "site-packages" not in code.co_filename and code.co_filename != __file__
+        if own or depth < INNERMOST:
+            places.append(f"{code.co_filename.removeprefix(ROOT)}:{frame.f_lineno} {code.co_name}")
+        ours += own
+        depth += 1
         frame = frame.f_back
     return tuple(reversed(places))

@@ -54,6 +54,9 @@ def away() -> Iterator[None]:
         load.come_back()
 
 
+LARGE_CHARACTERS = 16_000  # of text: analysing or counting it may take 10 ms
+
+
 @dataclass(frozen=True, slots=True)
 class LaneState:
     """A lane at one moment. `busy` and `threads` count threads, `queued` calls that wait for one."""
@@ -140,3 +143,8 @@ def _yield_to_others(nice: int) -> None:
         with suppress(OSError):  # a system where threads have no niceness of their own
             thread = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + nice))
+
+
+async def aside(lane: Lane | None, characters: int, call: Callable[[], T]) -> T:
+    """`call()`, which works on so much text: on the lane where it would hold the event loop, else at once, which is faster."""
+    return call() if lane is None or characters <= LARGE_CHARACTERS else await lane.run(call)

@@ -2,10 +2,12 @@
 
 import base64
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import orjson
 from quart import Response
 
 from api.body import require, tolerant
@@ -17,7 +19,7 @@ from api.errors import ApiError
 from api.openai_wire import Completion, ReferenceMetadata, chunks, conversation, instruction, read_extras, read_messages, whole
 from api.parts import Parts
 from api.reference import Metadata, chosen_metadata
-from api.respond import json_response
+from api.respond import JSON_TYPE, json_response
 from api.retrieving import metadata_of
 from api.routes import Routes
 from api.schema.chat import EmbeddingBody, OpenAIBody
@@ -48,8 +50,7 @@ MAX_INPUTS = 2_048
 async def complete_as_openai(chat_id: str) -> Response:
     """Ask a chat in OpenAI's format."""
     server, tenant = parts(), tenant_id()
-    body = await tolerant()
-    require(body, "model", "messages")
+    body = await _body()
     extras = read_extras(body)
     messages = read_messages(body["messages"])
     check_length(messages)
@@ -68,8 +69,7 @@ async def complete_as_openai(chat_id: str) -> Response:
 async def create_chat_completion() -> Response:
     """Ask a chat, by its id or name, or a configured model, in OpenAI's format."""
     server, tenant = parts(), tenant_id()
-    body = await tolerant()
-    require(body, "model", "messages")
+    body = await _body()
     extras = read_extras(body)
     messages = read_messages(body["messages"])
     check_length(messages)
@@ -120,16 +120,25 @@ async def create_embeddings() -> Response:
         raise InvalidArgument(f"the vectors of this model have {embedder.dimension} dimensions, no other number can be asked for")
     vectors = await embedder.embed_documents(texts)
     as_text = body.get("encoding_format") == "base64"
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_text else vector.tolist(),
-        }
-        for index, vector in enumerate(vectors)
-    ]
-    used = sum(map(counter_of(server), texts))
-    return json_response({"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": used, "total_tokens": used}})
+    # on a thread: a full call's 2,048 vectors are 50 ms of work
+    encoded = await server.lanes.search.run(_embeddings, vectors, texts, model, as_text, counter_of(server))
+    return Response(encoded, content_type=JSON_TYPE)
+
+
+def _embeddings(vectors: np.ndarray, texts: Sequence[str], model: str, as_text: bool, count: Callable[[str], int]) -> bytes:
+    rows = [base64.b64encode(row.tobytes()).decode() for row in vectors.astype("<f4")] if as_text else vectors.tolist()
+    data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)]
+    used = sum(map(count, texts))
+    return orjson.dumps({"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": used, "total_tokens": used}})
+
+
+async def _body() -> dict[str, Any]:
+    """The request with its options under one name each."""
+    body = await tolerant()
+    require(body, "model", "messages")
+    if body.get("max_completion_tokens") is not None:
+        body["max_tokens"] = body["max_completion_tokens"]
+    return body
 
 
 async def _answer_chat(

@@ -6,22 +6,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from rag.deadline import within
 from rag.errors import DeadlineExceeded, ProviderUnreachable
 from rag.flow.citations import CheckedCitations, Compare
 from rag.flow.extract import NO_DATASETS, extractive_answer
 from rag.flow.nodes import Flow, Node, Outcome, Values
-from rag.flow.prompt import Prompt, Window, build_prompt, passage
+from rag.flow.prompt import Prompt, Window, build_prompt, characters_of, passage
 from rag.flow.question import condense, keywords, question_before, translate, with_the_one_before
 from rag.ports import ChatModel
-from rag.threads import Lane
+from rag.threads import LARGE_CHARACTERS, Lane, aside
 from rag.types import ChatMessage, ChatOptions, DocumentCount, RankedChunk, Retrieval, Usage
 
-T = TypeVar("T")
-
-LARGE_CHARACTERS = 16_000  # counting their tokens takes up to 10 ms when none was seen before
 QUESTION_SECONDS = 20.0  # for the model's work on the question; then the question is searched without it
 COUNTED_CHARACTERS = 100_000  # of a question that no model reads
 
@@ -219,9 +216,11 @@ async def _generate(
         cite=task.cite,
         window=Window(model.context_tokens, task.options.max_tokens, task.count_tokens),
     )
-    prompt = await _aside(task, _characters(task, retrieval), build)
+    prompt = await aside(task.lane, _characters(task, () if retrieval is None else retrieval.chunks), build)
     shown = [passage(ranked) for ranked in prompt.chunks] if task.cite else []
     citations = CheckedCitations(shown, prompt.chunks, task.compare, failures, add=task.cite)
+    if task.lane is not None and sum(map(len, shown)) > LARGE_CHARACTERS:
+        await task.lane.run(citations.prepare)
     text: list[str] = []
     reasoning: list[str] = []
     usage, finish_reason = Usage(), "stop"
@@ -244,7 +243,7 @@ async def _generate(
         text=answer,
         prompt=prompt,
         chunks=prompt.chunks,
-        usage=await _aside(task, len(answer) + len(thoughts), count),
+        usage=await aside(task.lane, len(answer) + len(thoughts), count),
         finish_reason=finish_reason,
     )
 
@@ -252,25 +251,20 @@ async def _generate(
 async def _extract(task: ChatTask, retrieval: Retrieval | None, end: Callable[..., Answer]) -> AsyncIterator[ChatEvent]:
     chunks = () if retrieval is None else retrieval.chunks
     before = question_before(task.messages) if task.refine_multiturn else ""
-    pieces = (NO_DATASETS,) if retrieval is None else extractive_answer(task.question, chunks, task.cite, before=before)
+    quote = partial(extractive_answer, task.question, chunks, task.cite, before=before)
+    pieces = (NO_DATASETS,) if retrieval is None else await aside(task.lane, characters_of(chunks), lambda: list(quote()))
     text = ""
     for piece in pieces:
         text += piece
         yield AnswerDelta(piece)
     asked = task.question[:COUNTED_CHARACTERS]
-    used = await _aside(task, len(asked) + len(text), lambda: Usage(task.count_tokens(asked), task.count_tokens(text)))
+    used = await aside(task.lane, len(asked) + len(text), lambda: Usage(task.count_tokens(asked), task.count_tokens(text)))
     yield end(text=text, chunks=chunks, usage=used)
 
 
-async def _aside(task: ChatTask, characters: int, work: Callable[[], T]) -> T:
-    """The work on so much text; on a thread when it would hold the event loop."""
-    return work() if task.lane is None or characters <= LARGE_CHARACTERS else await task.lane.run(work)
-
-
-def _characters(task: ChatTask, retrieval: Retrieval | None) -> int:
+def _characters(task: ChatTask, chunks: Sequence[RankedChunk]) -> int:
     """How much text a prompt is chosen from."""
-    chunks = () if retrieval is None else retrieval.chunks
-    return len(task.system) + sum(len(m.content) for m in task.messages) + sum(len(ranked.chunk.content) for ranked in chunks)
+    return len(task.system) + sum(len(message.content) for message in task.messages) + characters_of(chunks)
 
 
 async def _before(deadline: float, task: ChatTask, work: Awaitable[Any]) -> Any:

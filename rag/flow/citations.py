@@ -32,6 +32,10 @@ class CheckedCitations:
         self._failures = failures
         self._left = MOST_COMPARED
 
+    def prepare(self) -> None:
+        """Analyse the chunks now, which the first citation would do otherwise; blocking."""
+        self._filter.prepare()
+
     def feed(self, text: str) -> AsyncIterator[str]:
         """More of the answer; what may be sent on now, in pieces."""
         return self._settled(self._filter.feed(text))

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rag.flow.extract import best_quotes
-from rag.flow.prompt import Window, build_prompt
+from rag.flow.prompt import Window, build_prompt, characters_of
 from rag.ports import ChatModel
+from rag.threads import Lane, aside
 from rag.types import ChatMessage, ChatOptions, RankedChunk
 
 ROOT = "root"
@@ -48,13 +50,21 @@ class Branch:
         return self.children[-1]
 
 
-async def gen_mindmap(question: str, chunks: Sequence[RankedChunk], model: ChatModel | None, count_tokens: Callable[[str], int]) -> Branch:
-    """The tree below a node "root"; without children when there are no chunks. Raises `ProviderError`."""
+async def gen_mindmap(
+    question: str, chunks: Sequence[RankedChunk], model: ChatModel | None, count_tokens: Callable[[str], int], lane: Lane | None = None
+) -> Branch:
+    """The tree below a node "root"; without children when there are no chunks. The lane does the work on large texts.
+
+    Raises `ProviderError`.
+    """
     if not chunks:
         return Branch(ROOT)
+    size = len(question) + characters_of(chunks)
+    map_them = partial(map_of_documents, question, chunks)
     if model is None:
-        return map_of_documents(question, chunks)
-    prompt = build_prompt(
+        return await aside(lane, size, map_them)
+    build = partial(
+        build_prompt,
         system=INSTRUCTION,
         variables={},
         messages=(ChatMessage("user", question),),
@@ -62,8 +72,9 @@ async def gen_mindmap(question: str, chunks: Sequence[RankedChunk], model: ChatM
         cite=False,
         window=Window(model.context_tokens, None, count_tokens),
     )
+    prompt = await aside(lane, size, build)
     tree = parse_outline((await model.complete(prompt.messages, OPTIONS)).text)
-    return tree if tree.children else map_of_documents(question, chunks)
+    return tree if tree.children else await aside(lane, size, map_them)
 
 
 def parse_outline(markdown: str) -> Branch:

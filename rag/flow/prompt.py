@@ -1,7 +1,7 @@
 """Builds what the model reads: instruction, as many whole chunks as its window takes, as much history as is left room for."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rag.errors import TooLarge
@@ -87,7 +87,7 @@ def build_prompt(
     room = window.prompt_tokens - window.cost(ChatMessage("system", bare)) - window.cost(question)
     if room < 0:
         raise TooLarge(f"instruction and question exceed the model's window of {window.context_tokens} tokens")
-    history = _newest([_without_citations(message) for message in history], room, window)
+    history = _newest(map(_without_citations, reversed(history)), room, window)
     history_cost = sum(map(window.cost, history))
     used = _fitting_chunks(chunks or (), max(room - history_cost, int(room * CHUNKS_SHARE)), window)
     if chunks and not used:
@@ -95,7 +95,7 @@ def build_prompt(
     knowledge = "\n\n".join(f"[ID:{number}] {passage(ranked)}" for number, ranked in enumerate(used))
     head = ChatMessage("system", _substitute(system, {**variables, "knowledge": knowledge}) + rules)
     room = window.prompt_tokens - window.cost(head) - window.cost(question)
-    kept = _newest(history, room, window)
+    kept = _newest(reversed(history), room, window)
     prompt = (*((head,) if head.content else ()), *kept, question)
     return Prompt(prompt, tuple(used), sum(map(window.cost, prompt)))
 
@@ -111,6 +111,11 @@ def passage(ranked: RankedChunk) -> str:
     return f"{path}\n{ranked.chunk.content}"
 
 
+def characters_of(chunks: Sequence[RankedChunk]) -> int:
+    """How much text the chunks hold."""
+    return sum(len(ranked.chunk.content) for ranked in chunks)
+
+
 def _fitting_chunks(chunks: Sequence[RankedChunk], room: int, window: Window) -> list[RankedChunk]:
     fitting: list[RankedChunk] = []
     for ranked in chunks:
@@ -121,9 +126,10 @@ def _fitting_chunks(chunks: Sequence[RankedChunk], room: int, window: Window) ->
     return fitting
 
 
-def _newest(history: Sequence[ChatMessage], room: int, window: Window) -> list[ChatMessage]:
+def _newest(newest_first: Iterable[ChatMessage], room: int, window: Window) -> list[ChatMessage]:
+    """As many as fit, oldest first; what does not fit is not looked at."""
     kept: list[ChatMessage] = []
-    for message in reversed(history):
+    for message in newest_first:
         room -= window.cost(message)
         if room < 0:
             break

@@ -83,6 +83,10 @@ class Support:
     def _spread(self) -> Counter[str]:
         return Counter(term for chunk in self._terms for term in chunk)
 
+    def prepare(self) -> None:
+        """Analyse the chunks now and not when they are first compared."""
+        _ = self._spread
+
     def of(self, sentence: frozenset[str], number: int) -> float:
         """0 to 1 for chunk `number`; 0 when the sentence names numbers and the chunk holds none of them."""
         held = sentence & self._terms[number]
@@ -151,6 +155,10 @@ class CitationFilter:
         self._doubtful: list[int] = []  # cited too early in the sentence to tell
         self._ended = False  # the sentence's end was sent; markers may still follow
         self._in_code = False
+
+    def prepare(self) -> None:
+        """Analyse the chunks now, which the first citation would do otherwise."""
+        self._support.prepare()
 
     def feed(self, text: str) -> str:
         """More of the answer; what may be sent on now, "" if nothing."""

@@ -22,7 +22,7 @@ from rag.nlp.highlight import Highlighter
 from rag.nlp.query import question_terms
 from rag.ports import ChunkStore, Embedder, Reranker
 from rag.stages import stage
-from rag.threads import Lane
+from rag.threads import Lane, aside
 from rag.types import Candidates, Chunk, DocumentCount, RankedChunk, Retrieval, SearchRequest, Term
 
 # Decided by `python -m load.eval`: a title helps more the less it outweighs the text.
@@ -128,14 +128,14 @@ async def async_retrieval(
             chunks = await search_lane.run(store.get, request.tenant_id, _chunk_ids(candidates, rows))
         documents = await _documents(request, candidates, ranking, store, search_lane, document_names)
     with watch.stage("build"):
-        highlighter = Highlighter(question_as_terms) if request.highlight else None
+        highlights = await _highlights(question_as_terms, chunks, search_lane) if request.highlight else None
         entries = tuple(
             RankedChunk(
                 chunk=chunk,
                 similarity=float(ranking.similarity[start + i]),
                 vector_similarity=float(ranking.vector[start + i]),
                 term_similarity=float(ranking.term[start + i]),
-                highlight=highlighter.mark(chunk.content) if highlighter else None,
+                highlight=highlights[i] if highlights else None,
                 explain=_explain(candidates, int(rows[i]), trust, rerank_scores) if request.explain else None,
             )
             for i, chunk in enumerate(chunks)
@@ -162,6 +162,13 @@ async def async_rerank_by_model(question: str, texts: Sequence[str], reranker: R
     if not np.isfinite(scores).all():
         raise ProviderBadReply("the reranker gave a score that is not a finite number")
     return scores
+
+
+async def _highlights(question: Sequence[Term], chunks: Sequence[Chunk | None], lane: Lane) -> list[str]:
+    """Each chunk's content with the question's words marked, "" for one that is no more."""
+    highlighter = Highlighter(question)
+    texts = ["" if chunk is None else chunk.content for chunk in chunks]
+    return await aside(lane, sum(map(len, texts)), lambda: list(map(highlighter.mark, texts)))
 
 
 def _reason(failure: BaseException) -> str:
