@@ -1,8 +1,10 @@
-"""Turns a BERT encoder's safetensors into an ONNX graph in fp32, once, into a cache directory.
+"""Turns a BERT encoder's safetensors into an ONNX graph, once, into a cache directory.
 
 The graph takes `input_ids` and `attention_mask` (int64 `[batch, tokens]`) and gives `token_embeddings` (float32
 `[batch, tokens, hidden]`); all tokens count as the first segment. The operators are onnxruntime's fused ones
-(MultiHeadAttention, SkipLayerNormalization, BiasGelu), which compute what the plain ones do.
+(MultiHeadAttention, SkipLayerNormalization, BiasGelu), which compute what the plain ones do. The projections' weights are kept
+in 8 bits with a scale for each block of 64 (MatMulNBits): a question's dozen tokens take as long as it takes to read the weights,
+and these are a quarter of the fp32 ones. The vectors' cosine with fp32's is 0.9994 in the mean (docs/adr/0027-eight-bit-weights.md).
 
 BERT: https://arxiv.org/abs/1810.04805. safetensors: https://huggingface.co/docs/safetensors/index#format.
 """
@@ -22,12 +24,14 @@ import xxhash
 from rag.errors import SettingsError
 from rag.llm.onnx_file import FLOAT, INT32, INT64, MICROSOFT_DOMAIN, OnnxWriter
 
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 
 _GRAPH_NAME = "model.onnx"
 _WEIGHTS_NAME = "weights.bin"
 _NUMPY_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 _HASH_BLOCK_BYTES = 1 << 20
+_WEIGHT_BITS, _WEIGHT_BLOCK = 8, 64
+_INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level
 
 
 def cached_graph(weights_path: Path, config: Mapping[str, Any], cache_dir: Path) -> Path:
@@ -160,8 +164,23 @@ class _BertGraph:
         return self._out.node("SkipLayerNormalization", inputs, domain=MICROSOFT_DOMAIN, output=output, epsilon=self._epsilon)
 
     def _project(self, name: str, hidden: str) -> str:
-        # safetensors keep [out, in]; MatMul wants [in, out].
-        return self._out.node("MatMul", [hidden, self._out.weight(name + ".weight", self._tensors[name + ".weight"].T)])
+        outputs, inputs = self._tensors[name + ".weight"].shape  # as MatMulNBits wants them, too
+        quantized, scales = _in_blocks(self._tensors[name + ".weight"])
+        weights = [self._out.weight(name + ".quantized", quantized), self._out.weight(name + ".scales", scales)]
+        return self._out.node(
+            "MatMulNBits", [hidden, *weights], domain=MICROSOFT_DOMAIN,
+            K=inputs, N=outputs, bits=_WEIGHT_BITS, block_size=_WEIGHT_BLOCK, accuracy_level=_INT8_ACTIVATIONS,
+        )  # fmt: skip
 
     def _weight(self, name: str) -> str:
         return self._out.weight(name, self._tensors[name])
+
+
+def _in_blocks(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric 8 bit weights uint8 `[rows, blocks, block]` around 128, and their scales float32 `[rows * blocks]`, of a matrix
+    `[rows, columns]`; the last block of a row is filled up with zeros."""
+    rows, columns = weight.shape
+    padded = np.pad(weight, ((0, 0), (0, -columns % _WEIGHT_BLOCK))).reshape(rows, -1, _WEIGHT_BLOCK)
+    scales = np.abs(padded).max(axis=2, keepdims=True) / 127
+    scales[scales == 0] = 1
+    return (np.round(padded / scales) + 128).astype(np.uint8), scales.astype(np.float32).reshape(-1)

@@ -17,7 +17,7 @@ MICROSOFT_DOMAIN = "com.microsoft"
 _PAGE_BYTES = 4096
 _OPSET = 17
 _IR_VERSION = 8
-_ELEMENT_TYPES = {"float32": 1, "int64": 7}
+_ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int64": 7}
 _EXTERNAL = 1
 _ATTRIBUTE_FLOAT, _ATTRIBUTE_INT, _ATTRIBUTE_INTS = 1, 2, 7
 

@@ -6,6 +6,10 @@ import numpy as np
 
 from rag.types import Candidates
 
+# What the best match by words is worth on the cosine's scale, where even a paraphrase rarely reaches 1. Decided by
+# `python -m load.eval`: between 0.8 and 0.9 no set loses more than 0.004 nDCG@10 to its better arm.
+BEST_TERM = 0.85
+
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
@@ -28,9 +32,9 @@ def fuse(
 ) -> Ranking:  # fmt: skip
     """The candidates by descending similarity, equal ones by id.
 
-    The term part is BM25 divided by the best BM25 of the candidates, which depends neither on the page nor on `top_k`. The
-    vector part is the cosine where the model is trusted (`Embedder.trust`), the term part where it isn't, and in between a
-    mixture: a model that does not know the question's language cannot spoil what the text arm found, and the formula holds
+    The term part is BM25 divided by the best BM25 of the candidates, which depends neither on the page nor on `top_k`, times
+    `BEST_TERM`. The vector part is the cosine where the model is trusted (`Embedder.trust`), the term part where it isn't, and in
+    between a mixture: a model that does not know the question's language cannot spoil what the text arm found, and the formula holds
     for the weight that the caller gave. When one arm is out of order (`Candidates.degraded`), the other speaks for it.
 
     Entries below `threshold` are cut. With `vector_weight <= 0` it is not applied, and only candidates that share a term
@@ -59,7 +63,7 @@ def fuse_reranked(
 
 def _parts(candidates: Candidates, trust: float) -> tuple[np.ndarray, np.ndarray]:
     best = float(candidates.text_scores.max(initial=0.0))
-    term = candidates.text_scores.astype(np.float64) / (best or 1.0)
+    term = candidates.text_scores.astype(np.float64) * (BEST_TERM / (best or 1.0))
     cosine = np.fmin(np.fmax(candidates.vector_scores.astype(np.float64), 0.0), 1.0)  # a missing one is 0
     if "text" in candidates.degraded:
         return cosine, cosine

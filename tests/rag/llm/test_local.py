@@ -79,8 +79,10 @@ async def test_vectors_equal_the_reference(minilm: LocalEmbedder) -> None:
     batched = await minilm.embed_documents(TEXTS)
     single = np.stack([await minilm.embed_query(text) for text in TEXTS])
     for vectors in (batched, single):
-        assert np.abs(1 - (vectors * expected).sum(axis=1)).max() < 1e-6
-        assert np.abs(vectors - expected).max() < 1e-5
+        cosines = (vectors * expected).sum(axis=1)  # weights and activations are in 8 bits
+        assert cosines.mean() > 0.998
+        assert cosines.min() > 0.996
+    assert np.abs(batched - single).max() < 1e-5
 
 
 async def test_like_meanings_are_near(minilm: LocalEmbedder) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.nlp.fuse import Ranking, fuse, fuse_reranked
+from rag.nlp.fuse import BEST_TERM, Ranking, fuse, fuse_reranked
 from rag.types import Candidates
 
 NO_THRESHOLD = -np.inf
@@ -32,9 +32,9 @@ def ranked(found: Candidates, weight: float = 0.3, trust: float = 1.0, threshold
 def test_similarity_mixes_relative_bm25_and_cosine():
     ranking = ranked(candidates([10.0, 5.0], [0.2, 0.9]))
     assert ranking.rows.tolist() == [0, 1]
-    assert ranking.term.tolist() == [1.0, 0.5]
+    assert ranking.term.tolist() == [BEST_TERM, BEST_TERM / 2]
     assert ranking.vector.tolist() == pytest.approx([0.2, 0.9])
-    assert ranking.similarity.tolist() == pytest.approx([0.7 * 1.0 + 0.3 * 0.2, 0.7 * 0.5 + 0.3 * 0.9])
+    assert ranking.similarity.tolist() == pytest.approx([0.7 * BEST_TERM + 0.3 * 0.2, 0.7 * BEST_TERM / 2 + 0.3 * 0.9])
 
 
 @given(
@@ -53,7 +53,7 @@ def test_the_formula_holds_for_the_callers_weight_whatever_the_trust(scores, wei
 def test_an_untrusted_model_leaves_the_text_arms_order():
     ranking = ranked(candidates([1.0, 3.0, 2.0], [0.9, 0.1, 0.5]), weight=0.9, trust=0.0)
     assert ranking.rows.tolist() == [1, 2, 0]
-    assert ranking.similarity.tolist() == pytest.approx([1.0, 2 / 3, 1 / 3])
+    assert ranking.similarity.tolist() == pytest.approx([BEST_TERM, BEST_TERM * 2 / 3, BEST_TERM / 3])
 
 
 def test_a_missing_vector_arm_leaves_the_text_arms_order():
@@ -69,7 +69,9 @@ def test_a_missing_text_arm_leaves_the_vector_arms_order():
 
 
 def test_one_chunk_without_a_vector_counts_as_unlike():
-    assert ranked(candidates([1.0, 1.0], [float("nan"), 0.5])).similarity.tolist() == pytest.approx([0.85, 0.7])
+    assert ranked(candidates([1.0, 1.0], [float("nan"), 0.5])).similarity.tolist() == pytest.approx(
+        [0.7 * BEST_TERM + 0.15, 0.7 * BEST_TERM]
+    )
 
 
 def test_equal_similarities_are_ordered_by_id():
@@ -84,7 +86,7 @@ def test_the_order_does_not_depend_on_the_order_of_the_candidates():
 
 
 def test_the_threshold_cuts_what_is_below_it_only():
-    assert ranked(candidates([4.0, 1.0], [0.0, 0.0]), threshold=0.7).rows.tolist() == [0]
+    assert ranked(candidates([4.0, 1.0], [0.0, 0.0]), threshold=0.7 * BEST_TERM).rows.tolist() == [0]
 
 
 def test_without_vector_weight_only_shared_terms_count_and_no_threshold():
@@ -93,7 +95,7 @@ def test_without_vector_weight_only_shared_terms_count_and_no_threshold():
 
 
 def test_a_weight_above_one_is_taken_literally():
-    assert ranked(candidates([2.0], [0.5]), weight=1.5).similarity.tolist() == pytest.approx([-0.5 + 0.75])
+    assert ranked(candidates([2.0], [0.5]), weight=1.5).similarity.tolist() == pytest.approx([-0.5 * BEST_TERM + 0.75])
 
 
 def test_vector_only_candidates_can_be_dropped_while_lexical_ones_exist():
@@ -112,7 +114,7 @@ def test_a_rerankers_scores_stand_in_place_of_the_vector_part():
     fused = ranked(found)
     reranked = fuse_reranked(found, fused, np.array([0.1, 0.9, 1.0]), vector_weight=0.3, threshold=0.2)
     assert reranked.rows.tolist() == [1, 0, 2]
-    assert reranked.similarity.tolist() == pytest.approx([0.97, 0.73, 0.65])
+    assert reranked.similarity.tolist() == pytest.approx([0.7 * BEST_TERM + 0.27, 0.7 * BEST_TERM + 0.03, 0.35 * BEST_TERM + 0.3])
     assert reranked.vector.tolist() == [0.9, 0.1, 1.0]
 
 

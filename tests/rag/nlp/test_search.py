@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rag.errors import DeadlineExceeded, InvalidArgument, Overloaded, ProviderBadReply, ProviderUnreachable, Unavailable
+from rag.nlp.fuse import BEST_TERM
 from rag.nlp.search import RetrievalRequest, async_rerank_by_model, async_retrieval
 from rag.nlp.tokenize import chunk_terms
 from rag.store.memory import MemoryStore
@@ -137,7 +138,7 @@ async def test_the_best_chunk_comes_first_with_its_parts(ask):
     found = await ask()
     first = found.chunks[0]
     assert first.chunk.content == TEXTS[0][1]
-    assert first.term_similarity == 1.0
+    assert first.term_similarity == BEST_TERM
     assert first.similarity == pytest.approx(0.7 * first.term_similarity + 0.3 * first.vector_similarity)
     assert found.degraded == ()
 
@@ -199,7 +200,7 @@ async def test_a_failing_embedder_leaves_the_text_arm(ask, failure):
     found = await ask(embedder=WordEmbedder(failure=failure))
     assert found.degraded == ("embed",)
     assert ids(found) == ids(await ask(vector_similarity_weight=0.0))
-    assert found.chunks[0].similarity == 1.0
+    assert found.chunks[0].similarity == BEST_TERM
 
 
 class NeverAnswered(WordEmbedder):
