@@ -1,6 +1,6 @@
 """Request bodies and query strings to values: the strict and the tolerant reading of the contract (2.4), and paging (2.5)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
@@ -13,6 +13,7 @@ from werkzeug.sansio.multipart import Data, Epilogue, Field, MultipartDecoder, N
 
 from api.context import parts
 from api.errors import MALFORMED_JSON, ApiError
+from api.pace import paced
 from api.schema.base import CONTROL, SHOWN_IDS
 from rag.errors import TooLarge
 
@@ -33,12 +34,18 @@ LARGE_BYTES = 256 << 10  # a larger body is read on a thread
 MODEL_TYPES = {"model_type", "model_attributes_type", "dataclass_type"}
 
 
+def request_body() -> AsyncIterator[bytes]:
+    """The request's body in pieces, as they come. Raises `ApiError` (101/408) where they come too slowly."""
+    settings = parts().settings
+    return paced(request.body, settings.request_timeout_seconds, settings.min_body_bytes_per_second)
+
+
 async def read_bytes(limit: int) -> bytes:
     """The whole body. Raises `TooLarge` before a byte is read when its announced length is over the limit, else as soon as it is."""
     if (request.content_length or 0) > limit:
         raise TooLarge(f"the request body exceeds {limit} bytes")
     pieces, size = [], 0
-    async for piece in request.body:
+    async for piece in request_body():
         size += len(piece)
         if size > limit:
             raise TooLarge(f"the request body exceeds {limit} bytes")

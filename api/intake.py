@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from api import file_types
-from api.body import check_name
+from api.body import check_name, request_body
 from api.errors import ApiError
 from api.parts import Parts
 from api.upload import MultipartReader, Uploader
@@ -47,7 +47,7 @@ class Intake:
 
     async def receive(self) -> None:
         """Store the request's files. Raises `ApiError` (101) when there is none, or one has no fit name."""
-        reader = MultipartReader(self._parts.settings.request_timeout_seconds)
+        reader = MultipartReader(request_body())
         seen = False
         while (part := await reader.next_part()) is not None:
             if part.filename is None:

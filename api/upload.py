@@ -16,7 +16,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from api.errors import ApiError
-from rag.errors import DeadlineExceeded, Overloaded, TooLarge
+from rag.errors import Overloaded, TooLarge
 from rag.ports import BlobStore, BlobWriter
 from rag.threads import Lane
 
@@ -38,13 +38,13 @@ class Part:
 
 
 class MultipartReader:
-    """Reads the request's multipart body in order. Raises `ApiError` for a broken one, `DeadlineExceeded` for one that stalls."""
+    """Reads the request's multipart body in order. Raises `ApiError` for a broken one, and what the body raises."""
 
-    def __init__(self, idle_seconds: float) -> None:
+    def __init__(self, body: AsyncIterator[bytes]) -> None:
         boundary = request.mimetype_params.get("boundary", "") if request.mimetype == "multipart/form-data" else ""
         self._decoder = MultipartDecoder(boundary.encode("latin-1", "replace"), HEADER_BYTES, max_parts=PARTS)
         self._is_multipart = bool(boundary)
-        self._idle_seconds = idle_seconds
+        self._body = body
         self._unread = b""
         self._in_part = False
 
@@ -92,12 +92,9 @@ class MultipartReader:
     async def _received(self) -> bytes | None:
         if not self._unread:
             try:
-                async with asyncio.timeout(self._idle_seconds):
-                    self._unread = await anext(request.body)
+                self._unread = await anext(self._body)
             except StopAsyncIteration:
                 return None
-            except TimeoutError:
-                raise DeadlineExceeded(f"the upload was silent for {self._idle_seconds:g} seconds") from None
         piece, self._unread = self._unread[:DECODED_BYTES], self._unread[DECODED_BYTES:]
         return piece
 

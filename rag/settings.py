@@ -73,6 +73,9 @@ class Settings(BaseModel):
 
     max_upload_bytes: Positive = Field(1 << 30, description="largest file that is taken", json_schema_extra=BYTES)
     max_body_bytes: Positive = Field(8 << 20, description="largest JSON body that is taken", json_schema_extra=BYTES)
+    min_body_bytes_per_second: int = Field(
+        1024, ge=0, description="slowest request body that is waited for, on average after `request_timeout_seconds`; 0 for any"
+    )
     request_timeout_seconds: Seconds = Field(60.0, description="deadline of a request that is not a stream", json_schema_extra=SECONDS)
     chat_timeout_seconds: Seconds = Field(600.0, description="deadline of a whole chat answer", json_schema_extra=SECONDS)
     drain_seconds: Seconds = Field(30.0, description="how long a stopping server lets requests finish", json_schema_extra=SECONDS)

@@ -165,6 +165,7 @@ class OpenAIBody(Tolerant):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     max_tokens: int | None = None
+    max_completion_tokens: int | None = Field(None, description="the newer name of `max_tokens`, and the stronger of the two")
     reference: bool = Field(False, description="add what the answer cites")
     reference_metadata: dict[str, Any] = Field(default_factory=dict, description="`{include, fields}`")
     metadata_condition: dict[str, Any] = Field(default_factory=dict, description="answer from documents that meet it")

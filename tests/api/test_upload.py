@@ -250,6 +250,26 @@ async def test_slow_uploads_hold_no_thread(api: Server) -> None:
     assert [stored.size for stored in await asyncio.gather(*uploads)] == [2 << 20] * 8
 
 
+@pytest.mark.parametrize("path", ["/datasets/{}/documents", "/chat/completions"])
+async def test_a_body_that_stalls_is_given_up_and_leaves_nothing(api: Server, path: str) -> None:
+    dataset = await api.dataset()
+    object.__setattr__(api.parts, "settings", api.parts.settings.model_copy(update={"request_timeout_seconds": 0.05}))
+    body, content_type = multipart(("file", "a.txt", b"x" * 1000))
+    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    messages.put_nowait({"type": "http.request", "body": body[:900], "more_body": True})
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+        if event["type"] == "http.response.body":
+            messages.put_nowait({"type": "http.disconnect"})
+
+    await api.app(scope(api, "POST", f"/api/v1{path.format(dataset)}", content_type), messages.get, send)
+    assert sent[0]["status"] == 408
+    assert b"the request body was silent for 0.05 seconds" in b"".join(event.get("body", b"") for event in sent)
+    assert files_of(api) == []
+
+
 async def test_a_pledge_is_kept_alive_while_a_slow_client_sends_little(api: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = 0
 

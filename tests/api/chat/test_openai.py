@@ -200,3 +200,13 @@ async def test_bad_bodies_are_told_as_openai_tells_them(server: Server, body: An
     assert status == 400
     assert answer["error"].keys() == {"message", "type", "code", "param"}
     assert message in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("route", ["own", "root"])
+@pytest.mark.parametrize(("asked", "limit"), [({"max_completion_tokens": 7}, 7), ({"max_tokens": 9, "max_completion_tokens": 7}, 7)])
+async def test_the_newer_name_of_the_token_limit_counts(server: Server, route: str, asked: dict[str, int], limit: int) -> None:
+    chat = await server.chat("newer")
+    path, model = (f"/openai/{chat}/chat/completions", "model") if route == "own" else ("/v1/chat/completions", chat)
+    status, _ = await server.call("POST", path, {"model": model, "messages": [{"role": "user", "content": "Hi"}], "stream": False, **asked})
+    assert status == 200
+    assert server.vendor.requests[-1].body["max_tokens"] == limit
