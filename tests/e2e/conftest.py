@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import Caller, ServerProcess
+from tests.e2e.topology import Topology, require_services, topology
 
 Start = Callable[..., ServerProcess]
 
@@ -27,9 +28,20 @@ def start(tmp_path: Path) -> Iterator[Start]:
         server.kill()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One running server for a module's tests."""
+@pytest.fixture(scope="session")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
+    """nginx, two servers of two workers, and the real services: one for all tests, with a tenant for each module."""
+    require_services()
+    with topology(tmp_path_factory.mktemp("grown")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["embedded", "grown"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
+    """One running server for a module's tests; once everything embedded, once everything that can grow."""
+    if request.param == "grown":
+        yield request.getfixturevalue("grown").tenant(request.module.__name__.rpartition(".")[2])
+        return
     folder = tmp_path_factory.mktemp("server")
     server = ServerProcess(folder / "data", log_file=folder / "server.log")
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import requests
 
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import Caller
 
 PARSED_WITHIN_SECONDS = 90.0
 ENDED = ("DONE", "FAIL", "CANCEL")
@@ -19,12 +19,12 @@ def ok(answer: tuple[int, Any]) -> Any:
     return body.get("data")
 
 
-def create_dataset(server: ServerProcess, name: str, **more: Any) -> str:
+def create_dataset(server: Caller, name: str, **more: Any) -> str:
     """The id of a new dataset."""
     return ok(server.call("POST", "/datasets", {"name": name, **more}))["id"]
 
 
-def upload(server: ServerProcess, dataset_id: str, files: Mapping[str, bytes]) -> list[str]:
+def upload(server: Caller, dataset_id: str, files: Mapping[str, bytes]) -> list[str]:
     """The ids of the documents, in the order given."""
     reply = requests.post(
         f"{server.url}/api/v1/datasets/{dataset_id}/documents",
@@ -35,12 +35,12 @@ def upload(server: ServerProcess, dataset_id: str, files: Mapping[str, bytes]) -
     return [document["id"] for document in ok((reply.status_code, reply.json()))]
 
 
-def start_parsing(server: ServerProcess, dataset_id: str, document_ids: Sequence[str]) -> None:
+def start_parsing(server: Caller, dataset_id: str, document_ids: Sequence[str]) -> None:
     """Returns when the tasks are acknowledged."""
     ok(server.call("POST", f"/datasets/{dataset_id}/chunks", {"document_ids": list(document_ids)}))
 
 
-def documents(server: ServerProcess, dataset_id: str) -> dict[str, dict[str, Any]]:
+def documents(server: Caller, dataset_id: str) -> dict[str, dict[str, Any]]:
     """All documents of a dataset by id."""
     found: dict[str, dict[str, Any]] = {}
     page = 1
@@ -53,7 +53,7 @@ def documents(server: ServerProcess, dataset_id: str) -> dict[str, dict[str, Any
 
 
 def wait_until_parsed(
-    server: ServerProcess, dataset_id: str, document_ids: Sequence[str], seconds: float = PARSED_WITHIN_SECONDS
+    server: Caller, dataset_id: str, document_ids: Sequence[str], seconds: float = PARSED_WITHIN_SECONDS
 ) -> dict[str, dict[str, Any]]:
     """The documents, all DONE."""
     deadline = time.monotonic() + seconds
@@ -69,7 +69,7 @@ def wait_until_parsed(
         time.sleep(0.1)
 
 
-def ingest(server: ServerProcess, dataset_id: str, files: Mapping[str, bytes]) -> list[str]:
+def ingest(server: Caller, dataset_id: str, files: Mapping[str, bytes]) -> list[str]:
     """Upload, parse and wait: the ids of the documents, ready to be found."""
     document_ids = upload(server, dataset_id, files)
     start_parsing(server, dataset_id, document_ids)
@@ -77,11 +77,11 @@ def ingest(server: ServerProcess, dataset_id: str, files: Mapping[str, bytes]) -
     return document_ids
 
 
-def retrieve(server: ServerProcess, dataset_ids: Sequence[str], question: str, **more: Any) -> dict[str, Any]:
+def retrieve(server: Caller, dataset_ids: Sequence[str], question: str, **more: Any) -> dict[str, Any]:
     """The `data` of a retrieval."""
     return ok(server.call("POST", "/retrieval", {"question": question, "dataset_ids": list(dataset_ids), **more}))
 
 
-def create_chat(server: ServerProcess, name: str, dataset_ids: Sequence[str], **more: Any) -> str:
+def create_chat(server: Caller, name: str, dataset_ids: Sequence[str], **more: Any) -> str:
     """The id of a new chat."""
     return ok(server.call("POST", "/chats", {"name": name, "dataset_ids": list(dataset_ids), **more}))["id"]

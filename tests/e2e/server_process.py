@@ -25,50 +25,21 @@ class Died(AssertionError):
     """The server process ended when it should not have."""
 
 
-class ServerProcess:
-    """`python -m api serve` (or another command) on a free port over `data_dir`, one process or a parent with `workers`."""
+class Caller:
+    """Somebody with a key at a server's address, for the steps in tests/e2e/flows.py."""
 
-    def __init__(
-        self, data_dir: Path, *, log_file: Path, environ: Mapping[str, str] | None = None, command: str = "serve", workers: int = 1
-    ) -> None:  # fmt: skip
-        self.data_dir = data_dir
-        self.log_file = log_file
-        self.url = ""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
-        settings = {"MILLRACE_DATA_DIR": str(data_dir), "MILLRACE_PORT": "0", "MILLRACE_CACHE_DIR": str(MODEL_CACHE)}
-        with log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "api", command, *(("--workers", str(workers)) if workers > 1 else ())],
-                cwd=ROOT,
-                env=inherited | {"PYTHONPATH": str(ROOT)} | settings | dict(environ or {}),
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        if command == "serve":
-            self.url = self._read_url()
+    url: str
+    data_dir: Path
 
     @property
     def api_key(self) -> str:
-        """The key of the default tenant."""
+        """The key of the caller's tenant."""
         return (self.data_dir / "api_key").read_text().strip()
 
     @property
     def logs(self) -> str:
-        """Everything the server has logged."""
-        return self.log_file.read_text("utf-8", errors="replace")
-
-    def wait_until_ready(self, seconds: float = START_SECONDS) -> "ServerProcess":
-        """Return when `/readyz` answers 200."""
-        deadline = time.monotonic() + seconds
-        while True:
-            status, body = self.get("/readyz")
-            if status == 200:
-                return self
-            if time.monotonic() > deadline:
-                raise Died(f"not ready after {seconds:g} seconds: {body!r}\n{self.logs[-3000:]}")
-            self._check_alive()
-            time.sleep(0.02)
+        """Everything that the server, or its servers, have logged."""
+        raise NotImplementedError
 
     def get(self, path: str, **headers: str) -> tuple[int, bytes]:
         """Status and body; 0 when nothing answers."""
@@ -93,6 +64,47 @@ class ServerProcess:
         body = None if payload is None else json.dumps(payload).encode()
         status, raw = self.request(method, f"/api/v1{path}", body, headers, timeout)
         return status, json.loads(raw) if raw else None
+
+
+class ServerProcess(Caller):
+    """`python -m api serve` (or another command) on a free port over `data_dir`, one process or a parent with `workers`."""
+
+    def __init__(
+        self, data_dir: Path, *, log_file: Path, environ: Mapping[str, str] | None = None, command: str = "serve", workers: int = 1
+    ) -> None:  # fmt: skip
+        self.data_dir = data_dir
+        self.log_file = log_file
+        self.url = ""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
+        settings = {"MILLRACE_DATA_DIR": str(data_dir), "MILLRACE_PORT": "0", "MILLRACE_CACHE_DIR": str(MODEL_CACHE)}
+        with log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "api", command, *(("--workers", str(workers)) if workers > 1 else ())],
+                cwd=ROOT,
+                env=inherited | {"PYTHONPATH": str(ROOT)} | settings | dict(environ or {}),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        if command == "serve":
+            self.url = self._read_url()
+
+    @property
+    def logs(self) -> str:
+        """Everything the server has logged."""
+        return self.log_file.read_text("utf-8", errors="replace")
+
+    def wait_until_ready(self, seconds: float = START_SECONDS) -> "ServerProcess":
+        """Return when `/readyz` answers 200."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status, body = self.get("/readyz")
+            if status == 200:
+                return self
+            if time.monotonic() > deadline:
+                raise Died(f"not ready after {seconds:g} seconds: {body!r}\n{self.logs[-3000:]}")
+            self._check_alive()
+            time.sleep(0.02)
 
     @property
     def worker_ids(self) -> list[int]:

@@ -1,0 +1,100 @@
+"""Millrace as a team runs it that has outgrown one machine: nginx, two servers of two workers, and the real services behind them."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.e2e.server_process import MODEL_CACHE, ROOT, Caller, ServerProcess
+from tests.services import nginx, postgres, s3
+from tests.services.missing import missing
+
+SERVERS = 2
+WORKERS = 2
+
+
+class Topology:
+    """The running whole. `environ` holds the settings that its servers share."""
+
+    def __init__(self, url: str, servers: list[ServerProcess], environ: Mapping[str, str], folder: Path) -> None:
+        self.url = url
+        self.servers = servers
+        self.environ = environ
+        self.folder = folder
+
+    def tenant(self, name: str) -> "Front":
+        """Somebody who calls nginx with the key of a tenant of their own."""
+        folder = self.folder / "tenants" / name
+        folder.mkdir(parents=True)
+        (folder / "api_key").write_text(self.create_key(name))
+        return Front(self, folder)
+
+    def create_key(self, tenant: str) -> str:
+        """`millrace keys create`, as on any host of the topology."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
+        done = subprocess.run(
+            [sys.executable, "-m", "api", "keys", "create", "--tenant", tenant],
+            cwd=ROOT,
+            env=inherited | dict(self.environ) | {"MILLRACE_DATA_DIR": str(self.folder / "keys")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout.strip()
+
+
+class Front(Caller):
+    """A caller of nginx. `data_dir` holds the key, as a server's does."""
+
+    def __init__(self, topology: Topology, data_dir: Path) -> None:
+        self.topology = topology
+        self.url = topology.url
+        self.data_dir = data_dir
+
+    @property
+    def logs(self) -> str:
+        """What all servers have logged."""
+        return "".join(server.logs for server in self.topology.servers)
+
+
+def require_services() -> None:
+    """Skip, or fail in CI, where a service of the topology is not installed."""
+    for is_installed, reason in (
+        (nginx.program() is not None, nginx.MISSING),
+        (postgres.installed(), postgres.INSTALL),
+        (s3.is_installed(), s3.MISSING),
+    ):
+        if not is_installed:
+            missing(reason)
+
+
+@contextmanager
+def topology(folder: Path, more: Mapping[str, str] | None = None) -> Iterator[Topology]:
+    """Start everything; `more` are settings for the servers. Nothing of it runs when the block is left."""
+    with ExitStack() as stack:
+        database = stack.enter_context(postgres.postgres()).create_database("millrace")
+        bucket = stack.enter_context(s3.s3(folder))
+        environ = {
+            "MILLRACE_CACHE_DIR": str(MODEL_CACHE),
+            "MILLRACE_DATABASE_URL": database,
+            "MILLRACE_BLOB_URL": f"s3://{s3.BUCKET}/{uuid.uuid4().hex}",
+            **bucket.environ,
+            **(more or {}),
+        }
+        servers = [start_server(stack, folder, number, environ) for number in range(SERVERS)]
+        for server in servers:
+            server.wait_until_ready()
+        front = stack.enter_context(nginx.nginx(folder, [server.url.removeprefix("http://") for server in servers]))
+        yield Topology(front.url, servers, environ, folder)
+
+
+def start_server(stack: ExitStack, folder: Path, number: int, environ: Mapping[str, str], port: int = 0) -> ServerProcess:
+    """One host's server."""
+    settings = {**environ, "MILLRACE_PORT": str(port)}
+    server = ServerProcess(folder / "host", log_file=folder / f"host-{number}.log", environ=settings, workers=WORKERS)
+    stack.callback(server.kill)
+    return server
