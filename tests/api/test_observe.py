@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 from api.drain import Drain
 from api.metrics import Metrics
 from api.observe import ROUTE, Observed
+from rag import stages
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"x-request-id", b"abc"), (b"content-length", b"4")]}
 
@@ -88,3 +89,43 @@ async def test_answers_of_a_draining_server_close_their_connection() -> None:
     sent, _, _ = await observe([START, body(b"some")], drain=drain)
     assert (b"connection", b"close") in sent[0]["headers"]
     assert (b"connection", b"close") not in START["headers"]
+
+
+async def test_a_streamed_answer_is_open_until_it_ends() -> None:
+    seen: list[str] = []
+    metrics = Metrics()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream; charset=utf-8")]})
+        seen.append(metrics.text().decode())
+        await send(body(b"data:1"))
+
+    async def send(event: Any) -> None:
+        return None
+
+    await Observed(app, metrics, Drain())({"type": "http", "method": "POST", "headers": []}, None, send)  # type: ignore[arg-type, typeddict-item]
+    assert "millrace_streams_open 1.0" in seen[0]
+    assert "millrace_streams_open 0.0" in metrics.text().decode()
+
+
+async def test_the_stages_that_a_request_went_through_are_timed_as_those_of_its_flow() -> None:
+    metrics = Metrics()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        stages.flow("chat")
+        stages.flow("retrieval")  # part of the chat
+        for _ in range(2):
+            with stages.stage("db"):
+                pass
+        stages.reached("first_token")
+        for event in (START, body(b"some")):
+            await send(event)
+
+    async def send(event: Any) -> None:
+        return None
+
+    await Observed(app, metrics, Drain())({"type": "http", "method": "POST", "headers": []}, None, send)  # type: ignore[arg-type, typeddict-item]
+    text = metrics.text().decode()
+    for stage in ("db", "first_token", "total"):
+        assert f'millrace_stage_seconds_count{{flow="chat",stage="{stage}"}} 1.0' in text
+    assert 'flow="retrieval"' not in text
