@@ -6,6 +6,7 @@ it is NULL for a soft-deleted row, and NULLs do not collide. JSON columns hold t
 Texts compare and sort by their code points in every database, whatever its own language is, and blanks at the end count.
 """
 
+import secrets
 import time
 import unicodedata
 import uuid
@@ -26,6 +27,11 @@ def new_id() -> str:
 def now_ms() -> int:
     """Milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
+
+
+def new_version() -> int:
+    """A number that was never used before and will never be again: a restored backup must not bring an old one back."""
+    return secrets.randbits(62)
 
 
 def name_key(name: str) -> str:
@@ -102,7 +108,10 @@ class ApiKey(Row):
 
 
 class Dataset(Row):
-    """Documents that are searched together, and how they are cut and embedded."""
+    """Documents that are searched together, and how they are cut and embedded.
+
+    `data_version` is another number after each change of what a search may find (`dataset_service.changed`).
+    """
 
     tenant_id = CharField(max_length=32)
     created_by = CharField(max_length=32)
@@ -123,6 +132,7 @@ class Dataset(Row):
     pagerank = IntegerField(default=0)
     similarity_threshold = DoubleField(default=0.2)
     vector_similarity_weight = DoubleField(default=0.3)
+    data_version = BigIntegerField(default=new_version, constraints=[SQL("DEFAULT 0")])
 
     class Meta:
         indexes = (

@@ -7,7 +7,7 @@ from typing import Any
 from peewee import IntegrityError, fn
 
 from db.dialect import among, has_part, locked
-from db.models import Dataset, Document, name_key, now_ms
+from db.models import Dataset, Document, name_key, new_version, now_ms
 from db.records import free_name, freeze
 from db.services import task_service
 from db.services.task_service import Purge
@@ -41,6 +41,7 @@ class DatasetRecord:
     vector_similarity_weight: float
     create_time: int
     update_time: int
+    data_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,15 @@ def merge_config(tenant_id: str, dataset_id: str, keys: Mapping[str, Any]) -> Da
     """The dataset with these keys set in its parser config, or None if the tenant has none of that id."""
     row = locked(Dataset.select().where(Dataset.tenant_id == tenant_id, Dataset.id == dataset_id)).first()
     return None if row is None else update(tenant_id, dataset_id, {"parser_config": row.parser_config | dict(keys)})
+
+
+def changed(dataset_id: str) -> None:
+    """Give the dataset's data a new version: whatever was remembered of it is of no use from now on.
+
+    To be called when the change can be found already, and before anyone is told that it was made: who reads the version, then
+    searches, and remembers the result under that version never remembers something older than the version says.
+    """
+    Dataset.update(data_version=new_version()).where(Dataset.id == dataset_id).execute()
 
 
 def delete(tenant_id: str, dataset_ids: Sequence[str] | None) -> tuple[int, list[Purge]]:

@@ -28,6 +28,7 @@ class DatasetBrief:
     name: str
     chunk_count: int
     embedding_model: str
+    data_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class DialogRecord:
 
 def datasets_of(tenant_id: str, dataset_ids: Sequence[str]) -> dict[str, DatasetBrief]:
     """The tenant's datasets among `dataset_ids`, by id."""
-    rows = Dataset.select(Dataset.id, Dataset.name, Dataset.chunk_count, Dataset.embedding_model).where(
+    rows = Dataset.select(Dataset.id, Dataset.name, Dataset.chunk_count, Dataset.embedding_model, Dataset.data_version).where(
         Dataset.tenant_id == tenant_id, among(Dataset.id, dataset_ids)
     )
     return {row.id: freeze(DatasetBrief, row) for row in rows}

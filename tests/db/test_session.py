@@ -6,8 +6,9 @@ from pathlib import Path
 import peewee
 import pytest
 
-from db.models import SchemaVersion, Tenant
-from db.services import tenant_service
+from db.migrate import STEPS
+from db.models import SchemaVersion, Tenant, proxy
+from db.services import dataset_service, tenant_service
 from db.session import Session
 from rag.errors import Unavailable
 from rag.threads import Lane
@@ -55,7 +56,21 @@ async def test_a_database_that_cannot_answer_is_unavailable(tmp_path: Path) -> N
 
 def test_the_schema_is_migrated_once(session: Session) -> None:
     session.create_tables()
-    assert session.read_now(lambda: SchemaVersion.select().count()) == 1
+    assert session.read_now(lambda: SchemaVersion.select().count()) == len(STEPS)
+    session.close()
+
+
+def test_a_database_of_the_first_schema_gets_the_version_of_its_datasets_data(session: Session) -> None:
+    def as_it_was() -> None:
+        proxy.execute_sql("ALTER TABLE dataset DROP COLUMN data_version")
+        SchemaVersion.delete().where(SchemaVersion.version == 2).execute()
+
+    session.write_now(as_it_was)
+    session.create_tables()
+    record = session.write_now(dataset_service.create, "t" * 32, {"name": "facts", "embedding_model": "m"})
+    session.write_now(dataset_service.changed, record.id)
+    after = session.read_now(dataset_service.get, "t" * 32, record.id)
+    assert record.data_version != after.data_version != 0
     session.close()
 
 
