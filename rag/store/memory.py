@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rag.errors import InvalidArgument
-from rag.store.rows import body_of, stored_id
+from rag.store.rows import body_of, indexed_text, stored_id
 from rag.store.vectors import unit_rows
 from rag.types import Candidates, Chunk, ChunkSelector, SearchRequest
 
@@ -49,7 +49,7 @@ class MemoryStore:
                 _check_dimension(entries, space, units.shape[1])
             for index, chunk in enumerate(chunks):
                 old = entries.get(chunk.id)
-                entry = _Entry(chunk, counts={name: Counter(getattr(chunk.terms, name).split()) for name in _FIELDS})
+                entry = _Entry(chunk, counts={name: Counter(indexed_text(getattr(chunk.terms, name)).split()) for name in _FIELDS})
                 if units is not None:
                     entry.space, entry.vector = space, None if np.isnan(units[index]).any() else units[index]
                 elif old is not None:

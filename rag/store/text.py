@@ -13,9 +13,10 @@ import tantivy
 
 from rag.errors import Corrupt, Unavailable
 from rag.store.record import TextRow
+from rag.store.rows import indexed_text
 from rag.types import Term
 
-FORMAT = "1"
+FORMAT = "2"
 FIELDS = ("title", "content", "keywords", "questions")
 _WRITER_BYTES = 15_000_000  # tantivy's least
 _FOOTER_MAGIC = 1337
@@ -143,8 +144,7 @@ def document(row: TextRow) -> tantivy.Document:
     for name in ("rid", "seq", "dataset", "document", "available"):
         result.add_integer(name, int(getattr(row, name)))
     for name, text in zip(FIELDS, row.terms, strict=True):
-        if text:
-            result.add_text(name, text)
+        result.add_text(name, indexed_text(text))
     return result
 
 

@@ -1,26 +1,47 @@
 """What every chunk store must do, whatever it is made of."""
 
 import threading
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rag.errors import InvalidArgument
+from rag.errors import InvalidArgument, Unavailable
 from rag.ports import ChunkStore
+from rag.store.elastic import Cluster
+from rag.store.elastic_index import Layout
+from rag.store.elastic_store import ElasticStore
 from rag.store.embedded import EmbeddedStore
 from rag.store.memory import MemoryStore
 from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest, Term
+from tests.services.elasticsearch import Node
 
 TENANT, OTHER = "a" * 32, "b" * 32
 SPACE = "model-1"
 
 
-@pytest.fixture(params=["embedded", "memory"])
+@pytest.fixture(params=["embedded", "memory", "elasticsearch"])
 def store(request, tmp_path: Path):
-    made = EmbeddedStore(tmp_path / "store") if request.param == "embedded" else MemoryStore()
+    if request.param == "elasticsearch":
+        made = elastic_store(request.getfixturevalue("elasticsearch_node"))
+    else:
+        made = EmbeddedStore(tmp_path / "store") if request.param == "embedded" else MemoryStore()
     yield made
+    if request.param == "elasticsearch":
+        remove_indexes(made)
     made.close()
+
+
+def elastic_store(node: Node) -> ElasticStore:
+    return ElasticStore(Cluster([node.url]), Layout(prefix=f"{uuid.uuid4().hex}-"))
+
+
+def remove_indexes(store: ElasticStore) -> None:
+    with suppress(Unavailable):  # a test has closed it
+        for tenant_id in (TENANT, OTHER):
+            store.drop_tenant(tenant_id)
 
 
 def make(number: int, text: str = "", *, dataset: str = "d1", document: str = "doc1", **fields) -> Chunk:
@@ -311,6 +332,18 @@ def test_text_scores_are_lucenes_bm25(store):
     assert {id_: hit[0] for id_, hit in scores(store, ask("a b c y")).items()} == pytest.approx(
         {id_: hit[0] for id_, hit in expected.items()}, rel=1e-5
     )
+
+
+def test_a_field_that_few_chunks_have_scores_alike_in_all_stores(store):
+    chunks = [
+        make(n, "word", terms=ChunkTerms(content="word", keywords="key other" if n == 1 else "key" if n == 2 else "")) for n in range(40)
+    ]
+    reference = MemoryStore()
+    for each in (store, reference):
+        each.put(TENANT, chunks, None, SPACE)
+    expected = {id_: hit[0] for id_, hit in scores(reference, ask("key word")).items()}
+    assert {id_: hit[0] for id_, hit in scores(store, ask("key word")).items()} == pytest.approx(expected, rel=1e-5)
+    assert expected[2] > expected[1] > 10 * expected[3]
 
 
 def test_bm25_by_hand(store):

@@ -1,0 +1,223 @@
+"""Tenants' indexes: found by alias, made at the first write, given a field for each embedding space, moved to the present layout."""
+
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+import structlog
+
+from rag.errors import InvalidArgument, MillraceError, Unavailable
+from rag.store.elastic import Cluster, failure
+from rag.store.elastic_read import pages
+from rag.store.elastic_write import Item, write
+from rag.store.mapping import VECTOR_KINDS, alias_of, chunk_from, document, index_body, index_of, unpacked, vector_field, vector_mapping
+from rag.types import Chunk, ChunkTerms
+
+Analyse = Callable[[Chunk], ChunkTerms]
+
+_COPY_CHUNKS = 500
+_RETRY_SECONDS = 5.0
+_SHOWN = "*.aliases,*.mappings.properties.*.dims"
+_log = structlog.get_logger("millrace.store")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How new indexes are made. `replicas` None: one where there is a second node. `vectors` is one of `VECTOR_KINDS`."""
+
+    prefix: str = "millrace-"
+    shards: int = 1
+    replicas: int | None = None
+    vectors: str = "flat"
+    analyser_version: str = ""
+
+    def __post_init__(self) -> None:
+        if self.vectors not in VECTOR_KINDS:
+            raise InvalidArgument(f"an index of vectors is one of {', '.join(VECTOR_KINDS)}")
+
+
+class Indexes:
+    """What is known of the tenants' indexes. Thread-safe; other processes may make, change and drop them at any time.
+
+    `analyse` computes a chunk's terms anew for an index that another analysis made; None keeps them.
+    """
+
+    def __init__(self, cluster: Cluster, layout: Layout, analyse: Analyse | None = None) -> None:
+        self.layout = layout
+        self._cluster, self._analyse = cluster, analyse
+        self._dimensions: dict[str, Mapping[str, int]] = {}
+        self._moving: dict[str, threading.Thread] = {}
+        self._lock = threading.Lock()
+
+    def alias(self, tenant_id: str) -> str:
+        """The name under which the tenant's index is used. Raises `InvalidArgument` for what is no tenant id."""
+        return alias_of(self.layout.prefix, tenant_id)
+
+    def forget(self, tenant_id: str) -> None:
+        """Ask the cluster again: the index is not what it was."""
+        self._dimensions.pop(tenant_id, None)
+
+    def exists(self, tenant_id: str) -> bool:
+        """Whether the tenant has an index. Raises `Unavailable` while it is moved to the present layout."""
+        return self._known(tenant_id) is not None
+
+    def dimension(self, tenant_id: str, space: str) -> int:
+        """The dimension of a space's vectors, 0 where the tenant has none in it."""
+        field = vector_field(space)
+        known = self._known(tenant_id)
+        if known is not None and field not in known:
+            self.forget(tenant_id)  # another process may have brought it
+            known = self._known(tenant_id)
+        return (known or {}).get(field, 0)
+
+    def prepare(self, tenant_id: str, space: str, dimension: int) -> str:
+        """Make the tenant's index and the space's field where they are missing; the index's alias.
+
+        `dimension` 0: no vectors are to come. Raises `InvalidArgument` when the space has another dimension.
+        """
+        alias = self.alias(tenant_id)
+        known = self._known(tenant_id)
+        if known is None:
+            self._create(alias)
+            known = self._known(tenant_id) or {}
+        if dimension:
+            field = vector_field(space)
+            if field not in known:
+                self._add_field(alias, field, dimension)
+                self.forget(tenant_id)
+                known = self._known(tenant_id) or {}
+            if known.get(field) != dimension:
+                raise InvalidArgument(f"vectors have {dimension} dimensions, those of their embedding space have {known.get(field)}")
+        return alias
+
+    def drop(self, tenant_id: str) -> None:
+        """Remove the tenant's indexes, copies under way too."""
+        self.forget(tenant_id)
+        names = self._named(self.alias(tenant_id))
+        if names:
+            self._cluster.ask("DELETE", f"/{','.join(names)}", params={"ignore_unavailable": "true"}, expected=(404,))
+
+    def close(self) -> None:
+        """Wait for indexes that are being moved."""
+        for thread in list(self._moving.values()):
+            thread.join()
+
+    # ------------------------------------------------------------------------------------------------ looking and making
+    def _known(self, tenant_id: str) -> Mapping[str, int] | None:
+        """The dimensions of the index's vector fields, None without an index."""
+        known = self._dimensions.get(tenant_id)
+        if known is not None:
+            return known
+        alias = self.alias(tenant_id)
+        reply = self._cluster.ask("GET", f"/{alias}", params={"filter_path": _SHOWN}, expected=(404,))
+        if reply.status == 404:
+            return None
+        ((name, described),) = reply.body.items()
+        if not name.startswith(index_of(alias, self.layout.analyser_version)):
+            self._start_moving(tenant_id, name)
+            raise Unavailable("the tenant's index is being moved to the present layout", _RETRY_SECONDS)
+        fields = described.get("mappings", {}).get("properties", {})
+        known = {field: parameters["dims"] for field, parameters in fields.items()}
+        self._dimensions[tenant_id] = known
+        return known
+
+    def _create(self, alias: str, name: str | None = None) -> None:
+        body = index_body(self.layout.shards, self.layout.replicas)
+        if name is None:
+            body["aliases"] = {alias: {"is_write_index": True}}
+        reply = self._cluster.ask(
+            "PUT", f"/{name or index_of(alias, self.layout.analyser_version)}", orjson.dumps(body), expected=(400,)
+        )  # fmt: skip
+        if reply.status == 400 and reply.error != "resource_already_exists_exception":
+            raise failure(reply.status, reply.error)
+
+    def _add_field(self, index: str, field: str, dimension: int) -> None:
+        body = orjson.dumps({"properties": {field: vector_mapping(dimension, self.layout.vectors)}})
+        reply = self._cluster.ask("PUT", f"/{index}/_mapping", body, expected=(400,))
+        # another writer was quicker with another dimension: the caller sees it in the mapping
+        if reply.status == 400 and reply.error != "illegal_argument_exception":
+            raise failure(reply.status, reply.error)
+
+    def _named(self, alias: str) -> list[str]:
+        """Every index of the tenant, whether its alias stands before it or not."""
+        found = self._cluster.ask("GET", f"/{alias}-*/_alias", params={"expand_wildcards": "all"}, expected=(404,))
+        return sorted(found.body) if found.status == 200 else []
+
+    # ------------------------------------------------------------------------------------------------ moving
+    def _start_moving(self, tenant_id: str, old: str) -> None:
+        with self._lock:
+            under_way = self._moving.get(tenant_id)
+            if under_way is None or not under_way.is_alive():
+                thread = threading.Thread(target=self._move_safely, args=(tenant_id, old), name="millrace-move-index", daemon=True)
+                self._moving[tenant_id] = thread
+                thread.start()
+
+    def _move_safely(self, tenant_id: str, old: str) -> None:
+        try:
+            count = self.move(tenant_id, old)
+            _log.info("index_moved", tenant=tenant_id, chunks=count)
+        except MillraceError as exc:  # the next call for the tenant tries again
+            _log.warning("index_not_moved", tenant=tenant_id, error=str(exc))
+        except Exception:  # noqa: BLE001 - a boundary: nobody waits for this thread
+            _log.exception("index_not_moved", tenant=tenant_id)
+
+    def move(self, tenant_id: str, old: str) -> int:
+        """Copy the index into one of the present layout and set the alias before it; the number of chunks.
+
+        The old index takes no writes from now on and is removed at the end. Of several processes that move it at the same time
+        each makes a copy of its own, and the first one's is taken. Raises `Unavailable`; then the old one is still in use.
+        """
+        alias = self.alias(tenant_id)
+        new = f"{index_of(alias, self.layout.analyser_version)}-{secrets.token_hex(4)}"
+        self._cluster.ask("PUT", f"/{old}/_block/write")
+        self._cluster.ask("POST", f"/{old}/_refresh")
+        self._create(alias, new)
+        try:
+            count = self._copy(old, new)
+            actions = [
+                {"remove": {"index": old, "alias": alias, "must_exist": True}},
+                {"add": {"index": new, "alias": alias, "is_write_index": True}},
+            ]
+            self._cluster.ask("POST", "/_aliases", orjson.dumps({"actions": actions}), repeatable=False)
+        except BaseException:
+            self._cluster.ask("DELETE", f"/{new}", expected=(404,))
+            raise
+        self.forget(tenant_id)
+        leftovers = [name for name in self._named(alias) if name != new]
+        if leftovers:
+            self._cluster.ask("DELETE", f"/{','.join(leftovers)}", params={"ignore_unavailable": "true"}, expected=(404,))
+        return count
+
+    def _copy(self, old: str, new: str) -> int:
+        made: set[str] = set()
+        count = 0
+        for page in pages(self._cluster, old, {"match_all": {}}, _COPY_CHUNKS, fields=True):
+            items = list(self._items(page))
+            for space, dimension in _spaces(page):
+                if space not in made:
+                    self._add_field(new, vector_field(space), dimension)
+                    made.add(space)
+            write(self._cluster, new, items, alias=False)
+            count += len(items)
+        self._cluster.ask("POST", f"/{new}/_refresh")
+        stored = self._cluster.ask("GET", f"/{new}/_count", params={"filter_path": "count"}).body["count"]
+        if stored != count:
+            raise Unavailable(f"the copy of an index holds {stored} chunks, the index {count}")
+        return count
+
+    def _items(self, page: Sequence[Mapping[str, Any]]) -> Iterator[Item]:
+        for hit in page:
+            chunk, packed = chunk_from(hit["_source"]), hit.get("fields", {}).get("packed")
+            if self._analyse is not None:
+                chunk = replace(chunk, terms=self._analyse(chunk))
+            vector = None if packed is None else unpacked(packed[0])
+            yield Item(chunk.id, document(chunk, hit["_source"].get("space", ""), vector))
+
+
+def _spaces(page: Iterable[Mapping[str, Any]]) -> set[tuple[str, int]]:
+    return {
+        (hit["_source"]["space"], len(unpacked(hit["fields"]["packed"][0]))) for hit in page if hit.get("fields", {}).get("packed")
+    }  # fmt: skip
