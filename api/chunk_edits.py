@@ -45,7 +45,7 @@ async def add(parts: Parts, tenant_id: str, chunk: Chunk, embedder: Embedder) ->
     vector = await embed(embedder, chunk)
     added = await parts.session.write(_add, parts.store, tenant_id, chunk, vector, embedder.space, tokens)
     if added is not None:
-        await parts.lanes.search.run(parts.store.flush, tenant_id)
+        await parts.lanes.write.run(parts.store.flush, tenant_id)
     return added
 
 
@@ -54,7 +54,7 @@ async def edit(parts: Parts, tenant_id: str, chunk: Chunk, changes: Mapping[str,
 
     `changes["extra"]` holds keys to set. Somebody else's change in between is kept: these are applied to the chunk anew.
     """
-    search = parts.lanes.search
+    search, write = parts.lanes.search, parts.lanes.write
     embedded: tuple[tuple[str, str], np.ndarray] | None = None
     for _ in range(EDIT_TRIES):
         after, tokens = await search.run(_edited, chunk, changes, embedder.tokenizer_path)
@@ -66,7 +66,7 @@ async def edit(parts: Parts, tenant_id: str, chunk: Chunk, changes: Mapping[str,
         if now is None:
             return False
         if now is after:
-            await search.run(parts.store.flush, tenant_id)
+            await write.run(parts.store.flush, tenant_id)
             return True
         chunk = now
     raise Conflict("the chunk is being changed by others all the time")
@@ -93,7 +93,7 @@ async def remove_all(parts: Parts, document: DocumentRecord, embedder: Embedder)
 
 async def drop(parts: Parts, tenant_id: str, document_ids: Sequence[str]) -> None:
     """Delete all chunks of documents whose parse run was just started or stopped, and count what came meanwhile."""
-    await parts.lanes.search.run(parts.store.delete, tenant_id, ChunkSelector(document_ids=tuple(document_ids)))
+    await parts.lanes.write.run(parts.store.delete, tenant_id, ChunkSelector(document_ids=tuple(document_ids)))
     await parts.session.write(_recount, parts.store, tenant_id, document_ids)
 
 
@@ -135,11 +135,11 @@ async def follow(parts: Parts, before: DocumentRecord, after: DocumentRecord, *,
 
 async def _rename(parts: Parts, document: DocumentRecord) -> None:
     """Write the document's name, as it is at the time, into all its chunks; their vectors stay."""
-    search, more = parts.lanes.search, True
+    write, more = parts.lanes.write, True
     while more:  # rows may have moved between the pages, or been changed by others
         now = await parts.session.read(document_service.get, document.tenant_id, document.id)
-        more = now is not None and await search.run(_rename_once, parts.store, now)
-    await search.run(parts.store.flush, document.tenant_id)
+        more = now is not None and await write.run(_rename_once, parts.store, now)
+    await write.run(parts.store.flush, document.tenant_id)
 
 
 # ------------------------------------------------------------------------------------ inside a transaction of the database

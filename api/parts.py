@@ -27,12 +27,17 @@ from rag.ports import BlobStore, ChunkStore, IngestRecords
 from rag.settings import Settings
 from rag.store.blobs import LocalBlobStore
 from rag.store.blobs_s3 import S3BlobStore
+from rag.store.elastic import Cluster
+from rag.store.elastic_index import Layout
+from rag.store.elastic_store import ElasticStore
 from rag.store.embedded import EmbeddedStore
 from rag.threads import Lane
 from rag.types import Chunk, ChunkTerms
 
 # vectors of recent questions: a chat asks, reranks and pages over the same one
 QUERY_CACHE_SIZE = 256
+# beside those of the lanes' threads: health, and an index that is moved
+SPARE_CONNECTIONS = 2
 # people wait for searches and answers, nobody for the next chunk of a document
 INGEST_NICE = 10
 # a local reranker reads for a second or more what an embedded question takes milliseconds for
@@ -45,6 +50,7 @@ class Lanes:
 
     db: Lane
     search: Lane
+    write: Lane
     blob: Lane
     model: Lane
     rerank: Lane
@@ -53,7 +59,7 @@ class Lanes:
     @property
     def all(self) -> tuple[Lane, ...]:
         """Every lane."""
-        return (self.db, self.search, self.blob, self.model, self.rerank, self.ingest_model)
+        return (self.db, self.search, self.write, self.blob, self.model, self.rerank, self.ingest_model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
         await lanes.db.run(session.create_tables)
         blobs = open_blobs(settings, data_dir)
         stack.callback(blobs.close)
-        store = EmbeddedStore(data_dir / "chunks", analyser_version=ANALYSER_VERSION, analyse=terms_of)
+        store = open_store(settings, data_dir)
         stack.callback(store.close)
         client = await stack.enter_async_context(open_client())
         models = open_models(settings, model_keys, Transport(client), lanes, data_dir, metrics)
@@ -121,6 +127,7 @@ def open_lanes(settings: Settings, metrics: Metrics) -> Lanes:
     sizes = {
         "db": settings.db_threads,
         "search": settings.search_threads,
+        "write": settings.write_threads,
         "blob": settings.blob_threads,
         "model": settings.model_threads,
         "rerank": settings.rerank_threads,
@@ -142,6 +149,39 @@ def open_blobs(settings: Settings, data_dir: Path) -> BlobStore:
     )  # fmt: skip
 
 
+def open_store(settings: Settings, data_dir: Path) -> ChunkStore:
+    """What keeps and finds chunks, as the settings say. Raises `SettingsError`."""
+    if settings.store == "embedded":
+        return EmbeddedStore(data_dir / "chunks", analyser_version=ANALYSER_VERSION, analyse=terms_of)
+    cluster = Cluster(
+        [host.strip() for host in settings.elasticsearch_hosts.split(",") if host.strip()],
+        api_key=_secret(settings.elasticsearch_api_key, settings.elasticsearch_api_key_file),
+        user=settings.elasticsearch_user,
+        password=_secret(settings.elasticsearch_password, settings.elasticsearch_password_file),
+        ca_file=settings.elasticsearch_ca_file,
+        connections=settings.search_threads + settings.write_threads + SPARE_CONNECTIONS,
+        timeout_seconds=settings.elasticsearch_timeout_seconds,
+    )
+    layout = Layout(
+        prefix=settings.elasticsearch_index_prefix,
+        shards=settings.elasticsearch_shards,
+        replicas=settings.elasticsearch_replicas,
+        vectors=settings.elasticsearch_vectors,
+        analyser_version=ANALYSER_VERSION,
+    )
+    return ElasticStore(cluster, layout, analyse=terms_of)
+
+
+def _secret(value: str, file: Path | None) -> str:
+    """A secret that is given, or stands in a file. Raises `SettingsError`."""
+    if value or file is None:
+        return value
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"the secret in {file} cannot be read: {type(exc).__name__}") from None
+
+
 def open_worker(
     settings: Settings, records: IngestRecords, store: ChunkStore, blobs: BlobStore, models: Registry, sandbox: Sandbox, lanes: Lanes,
     metrics: Metrics,
@@ -151,7 +191,7 @@ def open_worker(
         store,
         blobs,
         sandbox,
-        search_lane=lanes.search,
+        store_lane=lanes.write,
         blob_lane=lanes.blob,
         spool_dir=settings.data_dir,
         parse_deadline_seconds=settings.parser_timeout_seconds,

@@ -30,7 +30,7 @@ async def purge(parts: Parts, purges: Sequence[Purge]) -> None:
 
 async def _purge(parts: Parts, purges: Sequence[Purge]) -> None:
     selector = ChunkSelector(document_ids=tuple(item.document_id for item in purges))
-    await parts.lanes.search.run(parts.store.delete, purges[0].tenant_id, selector)
+    await parts.lanes.write.run(parts.store.delete, purges[0].tenant_id, selector)
     await parts.lanes.blob.run(_delete_blobs, parts, [item.blob_key for item in purges])
     await parts.session.write(task_service.purged, purges)
 

@@ -106,7 +106,7 @@ async def ingest(folder: Path, files: Sequence[Path], embedder: Embedder, tokens
     tenant = os.urandom(16).hex()
     store = EmbeddedStore(folder / "chunks", analyser_version=ANALYSER_VERSION)
     blobs = LocalBlobStore(folder / "blobs")
-    search_lane, blob_lane = Lane("search", 4, 1024), Lane("blob", 4, 1024)
+    store_lane, blob_lane = Lane("write", 4, 1024), Lane("blob", 4, 1024)
     sandbox = Sandbox(processes=Settings().parser_processes)
     tasks = []
     for number, file in enumerate(files):
@@ -119,7 +119,7 @@ async def ingest(folder: Path, files: Sequence[Path], embedder: Embedder, tokens
             )
         )  # fmt: skip
     records = QueuedRecords(tasks)
-    pipeline = Pipeline(store, blobs, sandbox, search_lane=search_lane, blob_lane=blob_lane, spool_dir=folder)
+    pipeline = Pipeline(store, blobs, sandbox, store_lane=store_lane, blob_lane=blob_lane, spool_dir=folder)
     worker = Worker(records, pipeline, lambda _: embedder, name="bench", poll_seconds=0.05)
     started = time.perf_counter()
     working = asyncio.create_task(worker.run())
@@ -127,12 +127,12 @@ async def ingest(folder: Path, files: Sequence[Path], embedder: Embedder, tokens
     seconds = time.perf_counter() - started
     working.cancel()
     await asyncio.wait([working])
-    count = await search_lane.run(store.count, tenant, ChunkSelector(dataset_ids=(DATASET,)))
+    count = await store_lane.run(store.count, tenant, ChunkSelector(dataset_ids=(DATASET,)))
     if records.failures or count != records.chunks:
         raise SystemExit(f"{len(records.failures)} files failed, {count} of {records.chunks} chunks stored: {records.failures[:3]}")
     await sandbox.close()
     store.close()
-    search_lane.close()
+    store_lane.close()
     blob_lane.close()
     return count, seconds
 

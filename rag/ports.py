@@ -11,7 +11,7 @@ from rag.types import Candidates, ChatDelta, ChatMessage, ChatOptions, ChatReply
 
 
 class ChunkStore(Protocol):
-    """Keeps chunks and finds them. Blocking and thread-safe: call it through the search lane.
+    """Keeps chunks and finds them. Blocking and thread-safe: call it through the search lane, writes through the write lane.
 
     Every call names a tenant and sees nothing of any other. Errors: `Unavailable` when the engine cannot answer now.
     """
@@ -165,6 +165,29 @@ class Reranker(Protocol):
 
     def similarity(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
         """Scores in [0, 1], float32 `[len(texts)]` in the order given, and the tokens used (None: unknown). Raises `ProviderError`."""
+
+
+class Cache(Protocol):
+    """Remembers bytes by key for a while. It may forget at any time, and what it cannot do it leaves undone: it never raises."""
+
+    async def get(self, key: str) -> bytes | None:
+        """What was put under the key, or None."""
+
+    async def put(self, key: str, value: bytes, seconds: float) -> None:
+        """Remember the value for at most so long."""
+
+    async def health(self) -> dict[str, str]:
+        """`{"type": ..., "status": "green" | "yellow", ...}`."""
+
+    async def close(self) -> None:
+        """Release connections and memory. Safe to call twice."""
+
+
+class RateLimit(Protocol):
+    """How often a caller may ask: so many times a second, and some more at once after a pause. It never raises."""
+
+    async def wait_seconds(self, caller: str) -> float:
+        """0.0 when the caller may ask now, which counts; else how long it has to wait."""
 
 
 class IngestRecords(Protocol):

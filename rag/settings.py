@@ -90,13 +90,42 @@ class Settings(BaseModel):
         10.0, description="longest wait for one answer of a database server", json_schema_extra=SECONDS
     )  # fmt: skip
 
+    store: Literal["embedded", "elasticsearch"] = Field("embedded", description="what keeps and finds chunks")
+    elasticsearch_hosts: str = Field("http://127.0.0.1:9200", description="addresses of the cluster, comma separated")
+    elasticsearch_user: str = Field("", description="user of the cluster, where it asks for one and no API key is given")
+    elasticsearch_password: str = Field("", description="the user's password", repr=False)
+    elasticsearch_password_file: Path | None = Field(None, description="file that holds the password instead")
+    elasticsearch_api_key: str = Field("", description="API key of the cluster, as it shows it encoded", repr=False)
+    elasticsearch_api_key_file: Path | None = Field(None, description="file that holds the API key instead")
+    elasticsearch_ca_file: Path | None = Field(None, description="certificates (PEM) of the authority that signed the cluster's own")
+    elasticsearch_index_prefix: str = Field(
+        "millrace-",
+        pattern=r"^[a-z0-9][a-z0-9_.-]*$",
+        description="how the names of our indexes begin; two installations in one cluster need two",
+    )
+    elasticsearch_shards: Positive = Field(1, description="shards of a new tenant's index; more only where one machine cannot hold it")
+    elasticsearch_replicas: int | None = Field(
+        None, ge=0, description="copies of each shard of a new index; one where the cluster has a second node when left out"
+    )
+    elasticsearch_vectors: Literal["flat", "hnsw", "int8_hnsw"] = Field(
+        "flat",
+        description="how a new index finds vectors: flat compares all and misses none, the others are quicker for a million and more",
+    )
+    elasticsearch_timeout_seconds: Seconds = Field(
+        30.0, description="longest wait for one answer of the cluster", json_schema_extra=SECONDS
+    )  # fmt: skip
+
     blob_url: str = Field("", description="where uploaded files are kept: `s3://bucket/prefix`; `<data_dir>/blobs` when left out")
     blob_endpoint: str = Field("", description="address of an S3 service that is not Amazon's; keys come from the AWS_ variables")
     blob_region: str = Field("", description="region of the bucket; `AWS_REGION` or us-east-1 when left out")
     blob_timeout_seconds: Seconds = Field(15.0, description="longest wait for one request to the S3 service", json_schema_extra=SECONDS)
 
     db_threads: Positive = Field(8, description="threads for the database")
-    search_threads: Positive = Field(4, description="threads for the search store")
+    search_threads: Positive = Field(
+        CORES,
+        description="threads that search the store; more than there are cores help with Elasticsearch only: one a search at once",
+    )
+    write_threads: Positive = Field(4, description="threads that write to the search store")
     blob_threads: Positive = Field(4, description="threads for reading and writing files")
     model_threads: Positive = Field(CORES, description="threads for local models answering queries")
     rerank_threads: Positive = Field(max(1, CORES - 1), description="threads for local rerankers")

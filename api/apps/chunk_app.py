@@ -82,7 +82,7 @@ async def switch_chunks(dataset_id: str, document_id: str) -> Response:
     if value is None:
         raise ApiError(102, "`available_int` or `available` is required.")
     selector = _selector(document, [str(chunk_id) for chunk_id in ids])
-    switched = await parts().lanes.search.run(parts().store.set_available, tenant_id(), selector, chunk_input.available(value))
+    switched = await parts().lanes.write.run(parts().store.set_available, tenant_id(), selector, chunk_input.available(value))
     if not switched:
         raise ApiError(102, "Index updating failure", 500)
     return respond.reply(True)
@@ -128,7 +128,7 @@ async def update_chunk(dataset_id: str, document_id: str, chunk_id: str) -> Resp
         return respond.reply()
     if changes.keys() == {"available"}:
         selector = _selector(document, [chunk.id])
-        changed = await parts().lanes.search.run(parts().store.set_available, tenant_id(), selector, changes["available"]) > 0
+        changed = await parts().lanes.write.run(parts().store.set_available, tenant_id(), selector, changes["available"]) > 0
     else:
         changed = await chunk_edits.edit(parts(), tenant_id(), chunk, changes, await _embedder(document))
     if not changed:

@@ -64,14 +64,14 @@ class Pipeline:
     """Turns files into searchable chunks with the parts it is given."""
 
     def __init__(
-        self, store: ChunkStore, blobs: BlobStore, sandbox: Sandbox, *, search_lane: Lane, blob_lane: Lane,
+        self, store: ChunkStore, blobs: BlobStore, sandbox: Sandbox, *, store_lane: Lane, blob_lane: Lane,
         spool_dir: Path, embeddings_at_once: int = 1, parse_deadline_seconds: float = PARSE_DEADLINE_SECONDS,
     ) -> None:  # fmt: skip
         """`embeddings_at_once` bounds the batches under way at one model, over all documents; `spool_dir` takes nameless files."""
         self._store = store
         self._blobs = blobs
         self._sandbox = sandbox
-        self._search_lane = search_lane
+        self._store_lane = store_lane
         self._blob_lane = blob_lane
         self._spool_dir = spool_dir
         self._turns: defaultdict[str, Turns] = defaultdict(lambda: Turns(embeddings_at_once))
@@ -162,12 +162,12 @@ class Pipeline:
                     await tell(run.progress, f"waits for the chunk store: {error}")
 
             put = partial(self._store.put, run.task.tenant_id, chunks, vectors, run.embedder.space, wait=False)
-            await patiently(lambda put=put: self._search_lane.run(put), waits)
+            await patiently(lambda put=put: self._store_lane.run(put), waits)
             run.stored += len(chunks)
             await tell(run.progress, f"embedded {run.stored} of {_counted(run.total)}")
 
     async def _store_call(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        return await patiently(lambda: self._search_lane.run(call, *arguments, **named))
+        return await patiently(lambda: self._store_lane.run(call, *arguments, **named))
 
     @asynccontextmanager
     async def _local_file(self, key: str) -> AsyncIterator[Path]:

@@ -208,7 +208,7 @@ def server_settings(tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 async def api(tmp_path: Path, server_settings: dict[str, Any]) -> AsyncIterator[Server]:
     settings = Settings(**server_settings)
-    lanes = Lanes(**{name: Lane(name, 4, 1000) for name in ("db", "search", "blob", "model", "rerank", "ingest_model")})
+    lanes = Lanes(**{name: Lane(name, 4, 1000) for name in ("db", "search", "write", "blob", "model", "rerank", "ingest_model")})
     session = Session(tmp_path / "test.sqlite3", lanes.db)
     await lanes.db.run(session.create_tables)
     specs = [

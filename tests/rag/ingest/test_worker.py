@@ -37,7 +37,7 @@ class Parts:
         self.spool_dir = folder / "spool"
         self.spool_dir.mkdir()
         self.pipeline = Pipeline(
-            self.store, self.blobs, self.sandbox, search_lane=self.lanes[0], blob_lane=self.lanes[1], spool_dir=self.spool_dir
+            self.store, self.blobs, self.sandbox, store_lane=self.lanes[0], blob_lane=self.lanes[1], spool_dir=self.spool_dir
         )
         self.outcomes = []
 
