@@ -2,9 +2,10 @@
 
 import asyncio
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from quart import Quart, Response, g, request
@@ -37,6 +38,8 @@ from api.routes import Routes, RouteSpec
 from api.upload import Uploader
 from rag.deadline import within
 from rag.errors import DeadlineExceeded
+
+T = TypeVar("T")
 
 BLUEPRINTS: tuple[Routes, ...] = (
     system_app.api,
@@ -85,6 +88,7 @@ class Application(Quart):
         self.extensions["keys"] = self.keys
         self.extensions["uploader"] = Uploader(parts.blobs, parts.lanes.blob, parts.settings.max_upload_bytes)
         self._seconds = parts.settings.request_timeout_seconds
+        self._chat_seconds = parts.settings.chat_timeout_seconds
         for blueprint in blueprints:
             self.register_blueprint(blueprint)
             self.specs |= {spec.endpoint: spec for spec in blueprint.specs}
@@ -92,25 +96,23 @@ class Application(Quart):
         self.after_request(_finish)
 
     async def dispatch_request(self, request_context: Any = None) -> ResponseReturnValue:
-        """Authenticate, then run the handler within the request's deadline."""
+        """Authenticate, then run the handler, both within the request's deadline."""
         _begin()
         if request.routing_exception is not None:
             raise request.routing_exception
         if request.method == "OPTIONS":
             return Response("", 204, PREFLIGHT)
         spec = self.specs[request.endpoint or ""]
-        if not spec.public:
-            g.tenant_id = await self.keys.tenant_of(request.headers.get("Authorization"))
         handler: Callable[..., Awaitable[ResponseReturnValue]] = self.view_functions[spec.endpoint]
-        arguments = request.view_args or {}
-        if spec.stream:
-            return await handler(**arguments)
-        try:
-            async with asyncio.timeout(self._seconds):
-                with within(self._seconds):
-                    return await handler(**arguments)
-        except TimeoutError:
-            raise DeadlineExceeded(f"the request took longer than {self._seconds:g} seconds") from None
+        end = time.monotonic() + self._seconds
+        if not spec.public:
+            g.tenant_id = await _in_time(end, self._seconds, self.keys.tenant_of(request.headers.get("Authorization")))
+        answer = handler(**(request.view_args or {}))
+        if not spec.stream:
+            return await _in_time(end, self._seconds, answer)
+        if spec.body is None:  # an upload or a download takes as long as its bytes come
+            return await answer
+        return await _in_time(end - self._seconds + self._chat_seconds, self._chat_seconds, answer)
 
     async def _answer_error(self, error: Exception) -> Response:
         spec = self.specs.get(request.endpoint or "")
@@ -124,6 +126,17 @@ def create_app(parts: Parts, blueprints: Sequence[Routes] = BLUEPRINTS) -> Appli
     app.extensions["admission"] = admission
     app.asgi_app = Admitted(app.asgi_app, admission, app.keys, app.specs.values())  # type: ignore[method-assign]
     return app
+
+
+async def _in_time(end: float, seconds: float, work: Awaitable[T]) -> T:
+    """What the work returns, until `end` (`time.monotonic`), which is `seconds` after the request began."""
+    left = end - time.monotonic()
+    try:
+        async with asyncio.timeout(left):
+            with within(left):
+                return await work
+    except TimeoutError:
+        raise DeadlineExceeded(f"the request took longer than {seconds:g} seconds") from None
 
 
 def _begin() -> None:

@@ -15,6 +15,7 @@ from api.app import Application, create_app
 from api.parts import Parts, open_parts
 from db.models import Dataset, Document, name_key
 from db.services import tenant_service
+from load.rerank_simulator import WIRES
 from load.vendor_simulator import Behaviour, VendorSimulator
 from rag.nlp.tokenize import chunk_terms
 from rag.settings import ModelSettings, Settings
@@ -135,13 +136,22 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def server(settings: dict[str, Any]) -> AsyncIterator[Server]:
+def rerankers() -> tuple[str, ...]:
+    """Providers of rerank models `m` that a test has, at the vendor's address: those of `load.rerank_simulator`."""
+    return ()
+
+
+@pytest.fixture
+async def server(settings: dict[str, Any], rerankers: tuple[str, ...]) -> AsyncIterator[Server]:
     async with VendorSimulator().listen() as vendor:
         models = [
             ModelSettings(name="chatty", provider="Sim", kind="chat", base_url=vendor.base_url, timeout_seconds=5, default=True),
             ModelSettings(name="vectors", provider="Sim", kind="embedding", base_url=vendor.base_url, dimension=8, default=True),
+        ] + [
+            ModelSettings(name="m", provider=name, kind="rerank", base_url=vendor.base_url + WIRES[name].base, api_key_env="KEY")
+            for name in rerankers
         ]
-        async with open_parts(Settings(models=models, aliases={"alias": MODEL}, **settings), {}) as parts:
+        async with open_parts(Settings(models=models, aliases={"alias": MODEL}, **settings), {"KEY": "sk-secret"}) as parts:
             await until(lambda: not parts.warmup.reason)
             vendor.arrived.clear()
             tenants = [await parts.session.write(tenant_service.ensure_tenant, name) for name in ("one", "two")]
