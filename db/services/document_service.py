@@ -16,7 +16,8 @@ from rag.errors import Conflict, Unavailable
 
 NAME_BYTES = 255
 # of SQLite; one parameter however many ids: a retrieval asks for hundreds. The plus keeps SQLite from reading all of the tenant's rows.
-_NAMES = "SELECT id, name FROM document WHERE +tenant_id = ? AND id IN (SELECT value FROM json_each(?))"
+# All names in one row: at every row it fetches Python's sqlite3 gives up the interpreter lock, and waits for other threads.
+_NAMES = "SELECT json_group_object(id, name) FROM document WHERE +tenant_id = ? AND id IN (SELECT value FROM json_each(?))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def briefs(
 def names(tenant_id: str, document_ids: Sequence[str]) -> dict[str, str]:
     """Document id -> name, for those of the documents that the tenant has."""
     if alone():
-        return dict(proxy.execute_sql(_NAMES, (tenant_id, orjson.dumps(list(document_ids)).decode())))
+        return orjson.loads(proxy.execute_sql(_NAMES, (tenant_id, orjson.dumps(list(document_ids)).decode())).fetchone()[0])
     rows = Document.select(Document.id, Document.name).where(Document.tenant_id == tenant_id, among(Document.id, document_ids))
     return dict(rows.tuples())
 
@@ -152,10 +153,12 @@ def find_name(dataset_id: str, name: str) -> DocumentRecord | None:
 
 def search(dataset_id: str, query: DocumentQuery) -> tuple[int, list[DocumentRecord]]:
     """How many documents match, and the page of them that was asked for."""
+    counted = None if _has_conditions(query) else Dataset.select(Dataset.document_count).where(Dataset.id == dataset_id).scalar()
     rows = _matching(dataset_id, query)
     order, tie = getattr(Document, query.orderby), Document.id
     ordered = rows.order_by(order.desc(), tie.desc()) if query.descending else rows.order_by(order, tie)
-    return rows.count(), [freeze(DocumentRecord, row) for row in ordered.paginate(query.page, query.page_size)]
+    total = rows.count() if counted is None else counted
+    return total, [freeze(DocumentRecord, row) for row in ordered.paginate(query.page, query.page_size)]
 
 
 def facets(dataset_id: str, query: DocumentQuery) -> tuple[int, dict[str, int], dict[str, int], list[Mapping[str, Any]]]:
@@ -256,6 +259,10 @@ def _count(dataset_id: str, documents: int, chunks: int = 0, tokens: int = 0) ->
         token_num=Dataset.token_num + tokens,
         update_time=now_ms(),
     ).where(Dataset.id == dataset_id).execute()
+
+
+def _has_conditions(query: DocumentQuery) -> bool:
+    return query.ids is not None or bool(query.name or query.keywords or query.suffixes or query.types or query.runs)
 
 
 def _matching(dataset_id: str, query: DocumentQuery) -> ModelSelect:
