@@ -6,10 +6,10 @@ from contextlib import aclosing
 
 import pytest
 
-from rag.deadline import within
-from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
-from rag.llm.breaker import CircuitOpen, VendorBreaker
-from rag.llm.resilience import Guard
+from rag.deadline import seconds_left, within
+from rag.errors import DeadlineExceeded, ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
+from rag.llm.breaker import CircuitOpen, NoTurn, VendorBreaker
+from rag.llm.resilience import Guard, Turns
 from rag.llm.transport import ConnectionLost
 
 
@@ -179,3 +179,91 @@ async def test_a_second_attempt_is_not_made_when_others_have_found_the_endpoint_
     results = await asyncio.gather(*(guard.call(attempt) for _ in range(10)), return_exceptions=True)
     assert {str(result) for result in results} == {"gone"}
     assert made == 10 + 4
+
+
+async def test_a_call_ends_with_the_request_it_is_made_for() -> None:
+    guard, attempts = Guard("m@P", 1, 60.0, repeats_failures=True), Attempts()
+    seen: list[float] = []
+
+    async def attempt() -> None:
+        seen.append(seconds_left())
+        raise ProviderUnreachable("gone")
+
+    with within(2.0), pytest.raises(ProviderUnreachable):
+        await guard.call(attempt)
+    first, second = seen
+    assert first <= 1.0 < second <= 2.0
+    for run in (lambda: guard.call(attempts.call), lambda: streamed(guard, attempts)):
+        with within(-1.0), pytest.raises(DeadlineExceeded, match="m@P"):
+            await run()
+    assert attempts.made == 0
+
+
+async def test_of_a_hanging_endpoint_that_may_be_asked_again_one_caller_pays_and_the_others_pass() -> None:
+    now = 0.0
+    breaker = VendorBreaker("P", min_calls=1, rest_seconds=5.0, clock=lambda: now)
+    guard, hangs, asked = Guard("m@P", 8, 60.0, breaker=breaker, repeats_failures=True), asyncio.Event(), 0
+
+    async def attempt() -> str:
+        nonlocal asked
+        asked += 1
+        await hangs.wait()
+        return "answer"
+
+    with pytest.raises(ProviderUnreachable):
+        await guard.call(Attempts(ProviderUnreachable("gone"), ProviderUnreachable("gone")).call)
+    now = 5.0
+    callers = [asyncio.create_task(guard.call(attempt)) for _ in range(100)]
+    done, (probe,) = await asyncio.wait(callers, return_when=asyncio.FIRST_COMPLETED)
+    assert (len(done), asked) == (99, 1)
+    assert {type(caller.exception()) for caller in done} == {CircuitOpen}
+
+    probe.cancel()
+    await asyncio.gather(probe, return_exceptions=True)
+    assert breaker.state == "half_open"
+    next_probe = asyncio.create_task(guard.call(attempt))
+    await asyncio.sleep(0)
+    assert asked == 2
+    hangs.set()
+    assert await next_probe == "answer"
+    assert breaker.state == "closed"
+    assert await asyncio.gather(*(guard.call(attempt) for _ in range(20))) == ["answer"] * 20
+
+
+async def test_a_stream_closes_the_breaker_with_its_first_piece() -> None:
+    now = 0.0
+    guard = Guard("m@P", 8, 60.0, breaker=VendorBreaker("P", min_calls=1, clock=lambda: now))
+    with pytest.raises(ProviderUnreachable):
+        await guard.call(Attempts(ProviderUnreachable("gone")).call)
+    now = 60.0
+    async with aclosing(guard.stream(Attempts().stream)) as items:
+        await anext(items)
+        assert guard.breaker.state == "closed"
+        assert await guard.call(Attempts().call) == "answer"
+
+
+async def test_guards_may_share_their_turns() -> None:
+    turns, release = Turns(1), asyncio.Event()
+    holder = asyncio.create_task(Guard("a@P", turns, 60.0).call(release.wait))
+    await asyncio.sleep(0)
+    with pytest.raises(NoTurn, match="b@P"):
+        await Guard("b@P", turns, 0.02).call(Attempts().call)
+    release.set()
+    await holder
+    assert await Guard("b@P", turns, 60.0).call(Attempts().call) == "answer"
+
+
+async def test_no_more_callers_wait_for_a_turn_than_there_are_places() -> None:
+    release = asyncio.Event()
+    guard = Guard("m@P", Turns(1, waiting=2), 60.0)
+    first = [asyncio.create_task(guard.call(release.wait)) for _ in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(NoTurn, match="too many wait"):
+        await guard.call(release.wait)
+    first[1].cancel()
+    await asyncio.gather(first[1], return_exceptions=True)
+    fourth = asyncio.create_task(guard.call(release.wait))
+    await asyncio.sleep(0)
+    release.set()
+    assert await asyncio.gather(first[0], first[2], fourth) == [True] * 3
+    assert guard.breaker.state == "closed"
