@@ -1,0 +1,201 @@
+"""The dashboard and the alerts speak of figures that a running server has, and every alert says what to do."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.metrics import Metrics
+from tests.e2e import flows
+from tests.e2e.conftest import needs
+from tests.e2e.server_process import ServerProcess
+
+ROOT = Path(__file__).parents[2]
+ALERTS = ROOT / "deploy/prometheus/alerts.yml"
+DASHBOARD = ROOT / "deploy/grafana/millrace.json"
+PAGE = ROOT / "docs/operations/monitoring.md"
+
+# what Prometheus itself adds
+OWN_METRICS = {"up"}
+OWN_LABELS = {"instance", "job"}
+# what `millrace serve --workers` adds
+OWN_LABELS_OF_WORKERS = {"worker"}
+
+WORDS = {"sum", "max", "min", "avg", "count", "topk", "by", "without", "on", "ignoring", "and", "or", "unless", "bool", "offset"}
+FUNCTIONS = {"rate", "increase", "histogram_quantile", "vector", "label_values"}
+TOKEN = re.compile(
+    r'\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<name>[A-Za-z_:][\w:]*)|(?P<range>\[[^\]]*\])|(?P<other>=~|!~|!=|==|>=|<=|[\d.]+|.))'
+)
+Use = tuple[str, str]
+
+
+def tokens(expression: str) -> list[tuple[str, str]]:
+    """Kind and text of each token of a PromQL expression."""
+    found = []
+    for match in TOKEN.finditer(expression.strip()):
+        assert match.lastgroup is not None
+        found.append((match.lastgroup, match[match.lastgroup]))
+    return found
+
+
+def uses(expression: str) -> tuple[set[str], set[Use], set[str]]:
+    """Metrics, (metric, label) pairs of selectors, and labels that results are grouped by."""
+    metrics: set[str] = set()
+    pairs: set[Use] = set()
+    grouped: set[str] = set()
+    metric, within = "", ""
+    for place, (kind, text) in enumerate(read := tokens(expression)):
+        following = read[place + 1][1] if place + 1 < len(read) else ""
+        if text == "{":
+            within = "selector"
+        elif text == "(" and place and read[place - 1][1] in ("by", "without", "on", "ignoring"):
+            within = "grouping"
+        elif text in ("}", ")"):
+            within = ""
+        elif kind == "name" and within == "selector":
+            pairs.add((metric, text))
+        elif kind == "name" and within == "grouping":
+            grouped.add(text)
+        elif kind == "name" and text not in WORDS:
+            if following == "(":
+                assert text in FUNCTIONS, f"the function {text} is not known to this test"
+                continue
+            metric = text
+            metrics.add(text)
+    return metrics, pairs, grouped
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+
+
+def dashboard_expressions() -> list[str]:
+    dashboard = json.loads(DASHBOARD.read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    variables = [entry["definition"] for entry in dashboard["templating"]["list"] if entry["type"] == "query"]
+    return [expression.replace("$__rate_interval", "5m").replace("$instance", ".+") for expression in expressions + variables]
+
+
+EXPRESSIONS = [*(rule["expr"] for rule in alerts()), *dashboard_expressions()]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """Sample name -> labels, of a server that answered a search and a chat."""
+    folder = tmp_path_factory.mktemp("server")
+    config = folder / "millrace.toml"
+    # nothing listens there
+    config.write_text('[[models]]\nname = "m"\nprovider = "Jina"\nkind = "rerank"\nbase_url = "http://127.0.0.1:9/v1"\n')
+    server = ServerProcess(folder / "data", log_file=folder / "server.log", environ={"MILLRACE_CONFIG": str(config)})
+    try:
+        server.wait_until_ready()
+        dataset = flows.create_dataset(server, "facts")
+        flows.ingest(server, dataset, {"water.txt": b"Water boils at 100 degrees."})
+        found = flows.retrieve(server, [dataset], "When does water boil?", rerank_id="m@Jina")
+        assert found["degraded"] == ["rerank"]
+        chat = flows.create_chat(server, "facts", [dataset])
+        flows.ok(server.call("POST", f"/chats/{chat}/completions", {"question": "When does water boil?", "stream": False}))
+        text = server.get("/metrics")[1].decode()
+    finally:
+        server.kill()
+    labels: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        for name in names_of(family.name, family.type):
+            labels[name] = declared().get(family.name, set()) | ({"le"} if name.endswith("_bucket") else set())
+        for sample in family.samples:
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    return labels
+
+
+def names_of(family: str, kind: str) -> list[str]:
+    match kind:
+        case "counter":
+            return [f"{family}_total"]
+        case "histogram":
+            return [f"{family}_{part}" for part in ("bucket", "sum", "count")]
+    return [family]
+
+
+def declared() -> dict[str, set[str]]:
+    """Family -> labels, also of what has no series yet."""
+    return {
+        metric._name: set(metric._labelnames) for metric in set(Metrics().registry._collector_to_names) if hasattr(metric, "_labelnames")
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- what they speak of
+def test_the_tokenizer_of_this_test_reads_promql() -> None:
+    expression = 'sum by (a, le) (rate(x_bucket{b=~"by (c)", d!="e"}[5m])) / on () max(y) > 0.5 or vector(0)'
+    assert uses(expression) == ({"x_bucket", "y"}, {("x_bucket", "b"), ("x_bucket", "d")}, {"a", "le"})
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_metric_and_label_exists_in_a_running_server(known: dict[str, set[str]], expression: str) -> None:
+    if expression.startswith("label_values("):
+        expression = expression.removeprefix("label_values(").partition(",")[0]
+    metrics, pairs, grouped = uses(expression)
+    assert metrics - OWN_METRICS <= known.keys()
+    for metric, label in pairs:
+        assert label in known.get(metric, set()) | OWN_LABELS, f"{metric} has no label {label}"
+    assert grouped <= set().union(*(known.get(metric, set()) for metric in metrics), OWN_LABELS)
+
+
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
+def test_the_labels_in_an_alert_s_summary_are_those_of_its_result(rule: dict[str, Any], known: dict[str, set[str]]) -> None:
+    metrics, _, grouped = uses(rule["expr"])
+    shown = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+    kept = (
+        grouped if re.search(r"\b(sum|max)\b", rule["expr"]) else set().union(OWN_LABELS, *(known.get(metric, set()) for metric in metrics))
+    )
+    assert shown <= kept
+
+
+def test_the_labels_in_the_dashboard_s_legends_are_those_of_their_results(known: dict[str, set[str]]) -> None:
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            metrics, _, grouped = uses(target["expr"].replace("$__rate_interval", "5m"))
+            shown = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            every = set().union(OWN_LABELS, OWN_LABELS_OF_WORKERS, *(known.get(metric, set()) for metric in metrics))
+            assert shown <= (grouped if re.search(r"\b(sum|max)\b", target["expr"]) else every), panel["title"]
+
+
+# ---------------------------------------------------------------------------------------------------- what to do
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
+def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in ("critical", "warning")
+    assert rule["annotations"]["runbook"] == f"docs/operations/monitoring.md#{rule['alert'].lower()}"
+    section = PAGE.read_text().partition(f"\n### {rule['alert']}\n")[2].partition("\n### ")[0]
+    assert len(section.split()) > 20
+
+
+def test_no_section_is_about_an_alert_that_is_gone() -> None:
+    assert set(re.findall(r"^### (\w+)$", PAGE.read_text(), re.MULTILINE)) == {rule["alert"] for rule in alerts()}
+
+
+def test_the_page_tells_of_every_figure() -> None:
+    page = PAGE.read_text()
+    assert [name for name in declared() if name not in page] == []
+
+
+def test_the_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = [(x, y) for panel in panels for grid in [panel["gridPos"]]
+             for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])]  # fmt: skip
+    assert len(set(taken)) == len(taken)
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
+
+
+@pytest.mark.parametrize("arguments", [("check", "rules", "alerts.yml"), ("check", "config", "prometheus.yml")])
+def test_prometheus_takes_the_files(arguments: tuple[str, ...]) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        needs("promtool (Debian: prometheus)")
+    ran = subprocess.run([str(promtool), *arguments], cwd=ALERTS.parent, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
