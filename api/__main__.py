@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, kind in (("--worker", int), ("--control", int), ("--folder", Path)):
         serve_parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     _command(commands, "worker", "ingest documents only, beside a server on the same data directory", _worker)
-    _command(commands, "check", "say what is misconfigured and how to mend it; exit code 1 if anything is", _check)
+    check_parser = _command(commands, "check", "say what is misconfigured and how to mend it; exit code 1 if anything is", _check)
+    check_parser.add_argument("--files", action="store_true", help="compare all stored files with all documents, too")
+    check_parser.add_argument("--repair", action="store_true", help="as --files, and remove the files that nobody owns")
     commands.add_parser("version", help="print the version")
     keys_parser = commands.add_parser("keys", help="list, create and delete API keys")
     keys = keys_parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -130,8 +132,8 @@ def _worker(_: argparse.Namespace, settings: Settings) -> int:
     return _traced(run)
 
 
-def _check(_: argparse.Namespace, settings: Settings) -> int:
-    return _run(check(settings, os.environ))
+def _check(given: argparse.Namespace, settings: Settings) -> int:
+    return _run(check(settings, os.environ, files=given.files, repair=given.repair))
 
 
 def _keys(given: argparse.Namespace, settings: Settings) -> int:

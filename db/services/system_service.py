@@ -28,3 +28,8 @@ def backlog() -> Backlog:
     leased = Task.select(fn.COUNT(Task.id)).where(Task.lease_until > shared_now_ms()).scalar()
     every = Task.select(fn.COUNT(Task.id)).scalar()
     return Backlog(waiting=every - leased, leased=leased)
+
+
+def clock_ms() -> int:
+    """Milliseconds since the epoch by the database's clock."""
+    return shared_now_ms()

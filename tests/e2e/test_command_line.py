@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.flows import create_dataset
 from tests.e2e.server_process import MODEL_CACHE, ROOT
 
 
@@ -109,3 +110,28 @@ def test_keys_made_by_command_work_at_once_and_deleted_ones_soon_do_not(start, t
 def test_a_key_of_no_one_is_refused_by_name(tmp_path: Path) -> None:
     done = millrace("keys", "delete", "ragflow-nobody", MILLRACE_DATA_DIR=str(tmp_path / "data"))
     assert (done.returncode, done.stderr) == (1, "millrace: no key starts so\n")
+
+
+def test_check_tells_of_files_that_belong_to_no_document_and_repair_removes_them(start, tmp_path: Path) -> None:
+    server = start(ready=False)
+    create_dataset(server, "kept")
+    lost = server.data_dir / "blobs" / "tenant" / "ab" / ("1" * 32)
+    lost.parent.mkdir(parents=True)
+    lost.write_bytes(b"left over")
+    data = {"MILLRACE_DATA_DIR": str(server.data_dir), "MILLRACE_PORT": "0"}
+    found = millrace("check", "--files", **data)
+    assert found.returncode == 1, found.stdout
+    assert "MEND  files: 1 of 1 belong to no document\n      millrace check --repair removes them" in found.stdout
+    assert lost.exists()
+    assert "ok    files: 1 looked at, 1 that nobody owned were removed" in millrace("check", "--repair", **data).stdout
+    assert not lost.exists()
+    assert "ok    files: 0 looked at" in millrace("check", "--files", **data).stdout
+
+
+def test_check_says_what_others_on_the_machine_can_read(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    done = millrace("check", MILLRACE_DATA_DIR=str(data), MILLRACE_PORT="0")
+    assert done.returncode == 1
+    assert f"MEND  permissions of data: others on this machine can read it (0755)\n      chmod 700 {data}" in done.stdout
+    assert "ok    clock: that of the database" in done.stdout
