@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 DATA ?= ../shared/data
 MANIFEST := bin/setup bin/uv.txt bin/ragflow-sdk.txt pyproject.toml uv.lock
 
-.PHONY: help serve test lint format docs bench load compare chaos eval soak clean
+.PHONY: help serve test lint format docs bench load compare chaos eval soak env clean
 
 help:
 	@echo "make serve             set up, then serve on 127.0.0.1:9380 (MILLRACE_HOST, MILLRACE_PORT, MILLRACE_DATA_DIR)"
@@ -14,7 +14,8 @@ help:
 	@echo "make load [MODEL=real] locust: 100 people search and chat (SECONDS, USERS); the report is load/out/report.html"
 	@echo "make compare           reranking on threads against reranking that is awaited"
 	@echo "make chaos             vendors fail in every way for SECONDS at 100 callers; no unplanned 5xx"
-	@echo "make eval [DATA=dir]   retrieval quality over a folder of sets in BEIR layout"
+	@echo "make eval [DATA=dir]   retrieval quality over a folder of sets in BEIR layout; STORE=elasticsearch compares the stores"
+	@echo "make env               make .env with secrets for docker-compose.yml"
 	@echo "make soak              the kill test, 100 rounds"
 
 serve: .venv/.ready-to-serve
@@ -47,10 +48,13 @@ chaos: .venv/.ready-to-test
 	$(PYTHON) -m load.scale --only chaos --seconds $(or $(SECONDS),180)
 
 eval: .venv/.ready-to-test
-	$(PYTHON) -m load.eval --data $(DATA)
+	$(PYTHON) -m load.eval --data $(DATA) $(if $(STORE),--store $(STORE))
 
 soak: .venv/.ready-to-test
 	MILLRACE_TEST_KILL_ROUNDS=100 $(PYTHON) -m pytest -m soak $(TESTS)
+
+env:
+	bin/env
 
 clean:
 	rm -rf .venv .uv .cache .pytest_cache .ruff_cache .hypothesis

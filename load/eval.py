@@ -2,7 +2,8 @@
 
 Every set in BEIR layout (`corpus.jsonl`, `queries.jsonl`, `qrels.tsv` or `qrels/test.tsv`) is indexed as a tenant of its own, a
 document's title being its name as after an upload, and searched through the real path: `async_retrieval`, the embedded store,
-the local embedding model. Prints nDCG@10 of the text arm alone, of the vector arm alone and of the default fusion, and whether
+the local embedding model. `--store elasticsearch` compares that store's ranking with the embedded one's instead (load/parity.py).
+Prints nDCG@10 of the text arm alone, of the vector arm alone and of the default fusion, and whether
 the three conditions hold; exits with 1 when one does not.
 
 Where `baselines.json` gives figures for a set, the arms are held against them. The vector arm alone is measured with full trust
@@ -213,6 +214,18 @@ def local_embedder(model: Path | None, languages: Sequence[str], cache: Path) ->
 # ---------------------------------------------------------------------------------------------------- running
 async def score_set(test_set: EvalSet, store: ChunkStore, tenant_id: str, embedder: Embedder, lane: Lane, cache: Path) -> Score:
     """Index the set and ask all its questions, in every arm."""
+    await index_set(test_set, store, tenant_id, embedder, lane, cache)
+    known = await question_vectors(test_set, embedder, cache)
+    figures, milliseconds = {}, 0.0
+    for arm in ARMS:
+        started = time.perf_counter()
+        figures[arm.name] = await _score_arm(test_set, arm, store, tenant_id, KnownQuestions(embedder, known, arm.trust), lane)
+        milliseconds = (time.perf_counter() - started) * 1000 / max(1, len(test_set.questions))
+    return Score(test_set, figures, milliseconds)
+
+
+async def index_set(test_set: EvalSet, store: ChunkStore, tenant_id: str, embedder: Embedder, lane: Lane, cache: Path) -> None:
+    """Put a chunk a document, with its vector, into the store."""
     chunks = [_chunk(number, row) for number, row in enumerate(test_set.documents)]
     texts = [embedding_text(chunk.document_name, (), chunk.content) for chunk in chunks]
     vectors = await cached_vectors(cache, embedder, texts, questions=False)
@@ -220,14 +233,12 @@ async def score_set(test_set: EvalSet, store: ChunkStore, tenant_id: str, embedd
         part = slice(start, start + 512)
         await lane.run(store.put, tenant_id, chunks[part], vectors[part], embedder.space, wait=False)
     await lane.run(store.flush, tenant_id)
+
+
+async def question_vectors(test_set: EvalSet, embedder: Embedder, cache: Path) -> Mapping[str, np.ndarray]:
+    """The vectors of the set's questions by their texts."""
     asked = list(dict.fromkeys(text.strip() for text in test_set.questions.values()))
-    known = dict(zip(asked, await cached_vectors(cache, embedder, asked, questions=True), strict=True))
-    figures, milliseconds = {}, 0.0
-    for arm in ARMS:
-        started = time.perf_counter()
-        figures[arm.name] = await _score_arm(test_set, arm, store, tenant_id, KnownQuestions(embedder, known, arm.trust), lane)
-        milliseconds = (time.perf_counter() - started) * 1000 / max(1, len(test_set.questions))
-    return Score(test_set, figures, milliseconds)
+    return dict(zip(asked, await cached_vectors(cache, embedder, asked, questions=True), strict=True))
 
 
 async def _score_arm(test_set: EvalSet, arm: Arm, store: ChunkStore, tenant_id: str, embedder: Embedder, lane: Lane) -> float:
@@ -238,7 +249,7 @@ async def _score_arm(test_set: EvalSet, arm: Arm, store: ChunkStore, tenant_id: 
         removed = sum(grade < 0 for grade in grades.values())
         request = RetrievalRequest(question, tenant_id, (DATASET,), page_size=DEPTH + removed, **arm.parameters)
         async with room:
-            found = await async_retrieval(request, store=store, search_lane=lane, embedder=embedder, document_names=_no_names)
+            found = await async_retrieval(request, store=store, search_lane=lane, embedder=embedder, document_names=no_names)
         if found.degraded:
             raise RuntimeError(f"set {test_set.name}: {', '.join(found.degraded)} failed")
         return ndcg([str(entry.chunk.extra["id"]) for entry in found.chunks], grades)
@@ -249,7 +260,8 @@ async def _score_arm(test_set: EvalSet, arm: Arm, store: ChunkStore, tenant_id: 
     return sum(task.result() for task in tasks) / len(test_set.grades)
 
 
-async def _no_names(document_ids: Sequence[str]) -> Mapping[str, str]:
+async def no_names(document_ids: Sequence[str]) -> Mapping[str, str]:
+    """Names are not looked at here."""
     return {}
 
 
@@ -309,7 +321,13 @@ def main() -> None:
     arguments.add_argument("--model", type=Path, help="an embedding model's directory instead of the bundled model")
     arguments.add_argument("--languages", nargs="*", default=("en",), help="ISO 639-1 codes the model knows; none: all")
     arguments.add_argument("--cache", type=Path, default=Path(".cache"))
+    arguments.add_argument("--store", choices=("embedded", "elasticsearch"), default="embedded")
     options = arguments.parse_args()
+    if options.store == "elasticsearch":
+        # here, because only this needs a node, and it reads sets as this module does
+        from load.parity import compare
+
+        sys.exit(asyncio.run(compare(options.data, options.sets, options.model, options.languages, options.cache)))
     try:
         scores = asyncio.run(evaluate(options.data, options.sets, options.model, options.languages, options.cache))
     except (OSError, ValueError) as exc:
