@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 import peewee
-from peewee import SQL, BigIntegerField, BooleanField, Context, DatabaseProxy, DoubleField, IntegerField, Model, NodeList
+from peewee import SQL, BigIntegerField, BooleanField, Context, DatabaseProxy, DoubleField, FieldAccessor, IntegerField, Model, NodeList
 
 proxy = DatabaseProxy()
 
@@ -39,13 +39,25 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+class _Stored(FieldAccessor):
+    """A row shows its texts as they will be read again."""
+
+    def __set__(self, instance: Model, value: Any) -> None:
+        super().__set__(instance, _without_nul(value))
+
+
+def _without_nul(value: Any) -> Any:
+    return value.replace("\0", "") if isinstance(value, str) and "\0" in value else value
+
+
 class _Text:
-    """What both kinds of text columns do alike on all databases."""
+    """What both kinds of text columns do alike on all databases: they leave out NUL, which PostgreSQL does not take."""
+
+    accessor_class = _Stored
 
     def db_value(self, value: Any) -> Any:
-        """Without NUL, which PostgreSQL does not take in texts."""
-        value = super().db_value(value)  # type: ignore[misc]
-        return value.replace("\0", "") if isinstance(value, str) and "\0" in value else value
+        """The text as it is stored, and compared."""
+        return _without_nul(super().db_value(value))  # type: ignore[misc]
 
     def ddl(self, context: Context) -> NodeList:
         """The column's definition, with the order of its texts."""
@@ -94,9 +106,10 @@ class Row(Model):
 
 
 class Tenant(Row):
-    """Who owns things."""
+    """Who owns things, and how many datasets it has."""
 
     name = CharField(max_length=128, unique=True)
+    dataset_count = IntegerField(default=0, constraints=[SQL("DEFAULT 0")])
 
 
 class ApiKey(Row):
@@ -208,6 +221,7 @@ class Task(Row):
         indexes = (
             (("kind", "document_id"), True),
             (("tenant_id", "due_at"), False),
+            (("due_at",), False),
         )
 
 

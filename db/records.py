@@ -1,7 +1,7 @@
 """Rows to the frozen values that leave a transaction, and names that are still free."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
@@ -11,8 +11,14 @@ from peewee import Model
 from db.models import name_key
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Model)
 
 NAMES_AT_ONCE = 64
+
+
+def only(rows: Iterable[R]) -> R | None:
+    """The row of a query by a unique key, or None. Without LIMIT: with it PostgreSQL may prefer to look through the whole table."""
+    return next(iter(rows), None)
 
 
 @cache

@@ -7,8 +7,8 @@ from typing import Any
 from peewee import IntegrityError, fn
 
 from db.dialect import among, has_part, locked
-from db.models import Dataset, Document, name_key, new_version, now_ms
-from db.records import free_name, freeze
+from db.models import Dataset, Document, Tenant, name_key, new_version, now_ms
+from db.records import free_name, freeze, only
 from db.services import task_service
 from db.services.task_service import Purge
 from rag.errors import Conflict
@@ -67,6 +67,7 @@ def create(tenant_id: str, values: Mapping[str, Any]) -> DatasetRecord:
                 row = Dataset.create(**{**values, "name": name}, tenant_id=tenant_id, created_by=tenant_id, name_key=name_key(name))
         except IntegrityError:  # another server took the name in between
             continue
+        _count(tenant_id, 1)
         return freeze(DatasetRecord, row)
 
 
@@ -84,12 +85,13 @@ def get_many(tenant_id: str, dataset_ids: Sequence[str]) -> dict[str, DatasetRec
 
 def find_name(tenant_id: str, name: str) -> DatasetRecord | None:
     """The tenant's dataset of that name, whatever its case, or None."""
-    row = Dataset.get_or_none(Dataset.tenant_id == tenant_id, Dataset.name_key == name_key(name))
+    row = only(Dataset.select().where(Dataset.tenant_id == tenant_id, Dataset.name_key == name_key(name)))
     return None if row is None else freeze(DatasetRecord, row)
 
 
 def search(tenant_id: str, query: DatasetQuery) -> tuple[int, list[DatasetRecord]]:
     """How many datasets match, and the page of them that was asked for."""
+    counted = None if _has_conditions(query) else _counted(tenant_id)
     rows = Dataset.select().where(Dataset.tenant_id == tenant_id)
     if query.ids is not None:
         rows = rows.where(among(Dataset.id, query.ids))
@@ -101,7 +103,8 @@ def search(tenant_id: str, query: DatasetQuery) -> tuple[int, list[DatasetRecord
         rows = rows.where(has_part(Dataset.name_key, name_key(query.keywords)))
     order, tie = getattr(Dataset, query.orderby), Dataset.id
     ordered = rows.order_by(order.desc(), tie.desc()) if query.descending else rows.order_by(order, tie)
-    return rows.count(), [freeze(DatasetRecord, row) for row in ordered.paginate(query.page, query.page_size)]
+    total = rows.count() if counted is None else counted
+    return total, [freeze(DatasetRecord, row) for row in ordered.paginate(query.page, query.page_size)]
 
 
 def run_counts(dataset_ids: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -158,7 +161,22 @@ def delete(tenant_id: str, dataset_ids: Sequence[str] | None) -> tuple[int, list
     ids = [row.id for row in locked(owned.order_by(Dataset.id))]
     purges = task_service.remove_documents(tenant_id, among(Document.dataset_id, ids))
     Dataset.delete().where(among(Dataset.id, ids)).execute()
+    _count(tenant_id, -len(ids))
     return len(ids), purges
+
+
+def _has_conditions(query: DatasetQuery) -> bool:
+    return query.ids is not None or bool(query.name or query.chunk_method or query.keywords)
+
+
+def _counted(tenant_id: str) -> int | None:
+    """How many datasets the tenant counts; counting them anew takes the longer the more there are."""
+    return Tenant.select(Tenant.dataset_count).where(Tenant.id == tenant_id).scalar()
+
+
+def _count(tenant_id: str, datasets: int) -> None:
+    # the tenant comes last: whoever holds it waits for nobody
+    Tenant.update(dataset_count=Tenant.dataset_count + datasets).where(Tenant.id == tenant_id).execute()
 
 
 def _taken(tenant_id: str, keys: list[str]) -> set[str]:

@@ -9,7 +9,7 @@ from peewee import IntegrityError, ModelSelect, fn
 
 from db.dialect import alone, among, has_part, locked
 from db.models import Dataset, Document, name_key, now_ms, proxy
-from db.records import free_name, freeze
+from db.records import free_name, freeze, only
 from db.services import state_service, task_service
 from db.services.task_service import Purge
 from rag.errors import Conflict, Unavailable
@@ -147,7 +147,7 @@ def names(tenant_id: str, document_ids: Sequence[str]) -> dict[str, str]:
 
 def find_name(dataset_id: str, name: str) -> DocumentRecord | None:
     """The dataset's document of that name, whatever its case, or None."""
-    row = Document.get_or_none(Document.dataset_id == dataset_id, Document.name_key == name_key(name))
+    row = only(Document.select().where(Document.dataset_id == dataset_id, Document.name_key == name_key(name)))
     return None if row is None else freeze(DocumentRecord, row)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from db.models import Document, new_id, proxy
+from db.models import Document, Tenant, new_id, proxy
 from db.records import free_name
 from db.services import dataset_service, document_service, state_service, task_service
 from db.services.dataset_service import DatasetQuery
@@ -47,6 +47,7 @@ def queries_of(session: Session, call: Callable[..., Any], *arguments: Any) -> i
 
 @pytest.mark.parametrize("number", [1, 50])
 def test_lists_take_two_queries_however_long(session: Session, number: int) -> None:
+    session.write_now(Tenant.create, id=TENANT, name="one")
     ids = [make_dataset(session, f"d{index}") for index in range(number)]
     session.write_now(document_service.add, TENANT, ids[0], [upload(session, ids[0], f"{index}.txt") for index in range(number)])
     assert queries_of(session, dataset_service.search, TENANT, DatasetQuery(page_size=100)) == 2

@@ -1,0 +1,114 @@
+"""What is asked of the database stays as much, and is found by an index, with 100,000 rows and 5,000 tenants."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.address import address_of
+from db.models import proxy
+from db.services import conversation_service, dataset_service, document_service, lease_service, tenant_service
+from db.services.dataset_service import DatasetQuery
+from db.services.document_service import DocumentQuery
+from db.session import Session
+from rag.threads import Lane
+from tests.db.conftest import KINDS
+from tests.db.many_rows import CHAT, DATASET, TENANT, fill, plan_of
+
+ROWS, TENANTS = 100_000, 5_000
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """A full database."""
+    server = None
+    if request.param != "sqlite":
+        server = request.getfixturevalue("postgres_server" if request.param == "postgresql" else "mariadb_server")
+    folder: Path = tmp_path_factory.mktemp("filled")
+    lane = Lane("db", 1, 1)
+    session = Session(address_of(server.create_database("filled") if server else "", folder), lane, timeout_seconds=60)
+    session.create_tables()
+    fill(session, ROWS, other_tenants=TENANTS)
+    yield session
+    session.close()
+    lane.close()
+    if server:
+        server.drop_database("filled")
+
+
+def asked(session: Session, service: Callable[..., Any], *arguments: Any, **named: Any) -> list[str]:
+    """The plans of all SELECTs that a service sends."""
+    plans: list[str] = []
+    execute = proxy.obj.execute_sql
+
+    def explained(sql: str, parameters: Any = None) -> Any:
+        if sql.startswith("SELECT") and "FROM" in sql and "EXTRACT" not in sql:
+            proxy.obj.execute_sql = execute
+            plans.append(plan_of(sql, tuple(parameters or ())))
+            proxy.obj.execute_sql = explained
+        return execute(sql, parameters)
+
+    proxy.obj.execute_sql = explained
+    try:
+        session.read_now(service, *arguments, **named)
+    finally:
+        del proxy.obj.execute_sql
+    return plans
+
+
+def by_index(plan: str) -> bool:
+    """Whether no table is read whole and nothing is sorted."""
+    bad = {
+        "postgresql": ("Seq Scan", "Sort"),
+        "sqlite": ("SCAN t", "TEMP B-TREE"),
+        "mysql": ("'ALL'", "filesort", "temporary"),
+    }
+    return not any(word in plan for word in bad[proxy.obj.kind])
+
+
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize("orderby", ["create_time", "update_time"])
+def test_lists_and_their_totals_are_read_by_an_index(filled: Session, orderby: str, descending: bool) -> None:
+    for service, arguments in (
+        (dataset_service.search, (TENANT, DatasetQuery(orderby=orderby, descending=descending))),
+        (document_service.search, (DATASET, DocumentQuery(orderby=orderby, descending=descending))),
+    ):
+        plans = asked(filled, service, *arguments)
+        assert len(plans) == 2
+        assert all(by_index(plan) for plan in plans), "\n".join(plans)
+        total, page = filled.read_now(service, *arguments)
+        assert (total, len(page)) == (ROWS, 30)
+
+
+@pytest.mark.parametrize("orderby", ["create_time", "update_time"])
+def test_a_list_of_sessions_is_read_by_an_index(filled: Session, orderby: str) -> None:
+    sessions, messages = asked(filled, conversation_service.listing, TENANT, CHAT, orderby=orderby)
+    assert by_index(sessions), sessions
+    assert "Seq Scan" not in messages  # the page's messages are put in order
+    assert "'ALL'" not in messages
+    assert len(filled.read_now(conversation_service.listing, TENANT, CHAT)) == 30
+
+
+def test_single_rows_are_found_by_an_index(filled: Session) -> None:
+    name = filled.read_now(document_service.search, DATASET, DocumentQuery(page_size=1))[1][0]
+    session_id = filled.read_now(conversation_service.listing, TENANT, CHAT, page_size=1)[0].id
+    for service, arguments in (
+        (tenant_service.find_key, ("ragflow-none",)),
+        (dataset_service.get, (TENANT, DATASET)),
+        (dataset_service.get_many, (TENANT, [DATASET] * 20)),
+        (dataset_service.find_name, (TENANT, "d")),
+        (document_service.get, (TENANT, name.id)),
+        (document_service.find_name, (DATASET, name.name)),
+        (document_service.names, (TENANT, [name.id] * 64)),
+        (conversation_service.get, (TENANT, session_id)),
+    ):
+        plans = asked(filled, service, *arguments)
+        assert len(plans) <= 2
+        for plan in plans:
+            assert not any(word in plan for word in ("Seq Scan", "'ALL'", "SCAN document", "SCAN t1")), plan
+
+
+def test_an_idle_queue_of_many_tenants_is_looked_at_by_an_index(filled: Session) -> None:
+    (plan,) = asked(filled, lease_service.any_due)
+    assert by_index(plan), plan
