@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from rag.errors import Overloaded, SettingsError
 from rag.llm.bert_graph import Safetensors, cached_graph
 from rag.llm.encoder import MAX_WINDOWS
-from rag.llm.local import CACHED_CHARACTERS, LocalEmbedder, length_sorted_batches
+from rag.llm.local import LocalEmbedder, length_sorted_batches
 from rag.llm.model_directory import bundled_model_path, read_model_directory
 from rag.threads import Lane
 
@@ -129,25 +129,6 @@ def open_local(query_lane: Lane, document_lane: Lane, graph_cache: Path) -> Open
         return LocalEmbedder("mine", read, cache_dir, lane or query_lane, lane or document_lane, **options)
 
     return make
-
-
-async def test_remembered_queries_are_bounded_and_read_only(open_local: Open) -> None:
-    embedder = open_local(query_cache_size=2)
-    first = await embedder.embed_query("one")
-    assert await embedder.embed_query("one") is first
-    for text in ("two", "three"):
-        await embedder.embed_query(text)
-    again = await embedder.embed_query("one")
-    assert again is not first
-    assert not again.flags.writeable
-
-
-async def test_a_long_query_is_not_remembered(open_local: Open) -> None:
-    embedder = open_local(query_cache_size=2)
-    longest = "water " * (CACHED_CHARACTERS // 6)
-    assert await embedder.embed_query(longest) is await embedder.embed_query(longest)
-    longer = longest.ljust(CACHED_CHARACTERS + 1)
-    assert await embedder.embed_query(longer) is not await embedder.embed_query(longer)
 
 
 async def test_a_full_lane_refuses(open_local: Open) -> None:

@@ -1,12 +1,10 @@
 """Rerank models by name: which class, which address, which order, and what a settings file can get wrong."""
 
 import asyncio
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from load.rerank_simulator import MODELS, WIRES, RerankVendors
@@ -117,32 +115,3 @@ async def test_the_models_of_a_provider_share_its_limit_of_calls(build: Build, v
     rerankers = [models.reranker(name) for name in ("bge@Jina", "other@Jina")] * 10
     await asyncio.gather(*(reranker.async_similarity("warm sea", TEXTS) for reranker in rerankers))
     assert vendors.most_open_requests == 3
-
-
-async def test_a_local_reranker_never_holds_up_the_embedding_of_a_question(
-    build: Build, transport: Transport, document_lane: Lane, graph_cache: Path
-) -> None:
-    query_lane, rerank_lane = Lane("query", 1, 4), Lane("rerank", 1, 4)
-    models = Registry(
-        [], {}, transport, query_lane=query_lane, document_lane=document_lane, rerank_lane=rerank_lane, cache_dir=graph_cache,
-    )  # fmt: skip
-    release = threading.Event()
-
-    class Blocking:
-        def similarity(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
-            release.wait(20)
-            return np.full(len(texts), 0.5, dtype=np.float32), None
-
-    models._rerankers = {"slow@Local": Blocking()}
-    models._by_name["rerank", "slow@Local"] = ModelSpec("slow", "Local", "rerank")
-    try:
-        reranking = asyncio.create_task(models.reranker("slow@Local").async_similarity("warm sea", TEXTS))
-        await models.warm()
-        assert rerank_lane.state.busy == 1
-        assert not reranking.done()
-        release.set()
-        assert (await reranking)[0].tolist() == [0.5, 0.5]
-    finally:
-        release.set()
-        query_lane.close()
-        rerank_lane.close()
