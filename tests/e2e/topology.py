@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.e2e.server_process import MODEL_CACHE, ROOT, Caller, ServerProcess
-from tests.services import nginx, postgres, s3
+from tests.services import elasticsearch, nginx, postgres, s3
 from tests.services.missing import missing
 
 SERVERS = 2
@@ -77,10 +77,13 @@ def topology(folder: Path, more: Mapping[str, str] | None = None) -> Iterator[To
     """Start everything; `more` are settings for the servers. Nothing of it runs when the block is left."""
     with ExitStack() as stack:
         database = stack.enter_context(postgres.postgres()).create_database("millrace")
+        node = stack.enter_context(elasticsearch.elasticsearch())
         bucket = stack.enter_context(s3.s3(folder))
         environ = {
             "MILLRACE_CACHE_DIR": str(MODEL_CACHE),
             "MILLRACE_DATABASE_URL": database,
+            "MILLRACE_STORE": "elasticsearch",
+            "MILLRACE_ELASTICSEARCH_HOSTS": node.url,
             "MILLRACE_BLOB_URL": f"s3://{s3.BUCKET}/{uuid.uuid4().hex}",
             **bucket.environ,
             **(more or {}),
@@ -93,8 +96,8 @@ def topology(folder: Path, more: Mapping[str, str] | None = None) -> Iterator[To
 
 
 def start_server(stack: ExitStack, folder: Path, number: int, environ: Mapping[str, str], port: int = 0) -> ServerProcess:
-    """One host's server."""
+    """One host's server, with a data directory of its own."""
     settings = {**environ, "MILLRACE_PORT": str(port)}
-    server = ServerProcess(folder / "host", log_file=folder / f"host-{number}.log", environ=settings, workers=WORKERS)
+    server = ServerProcess(folder / f"host-{number}", log_file=folder / f"host-{number}.log", environ=settings, workers=WORKERS)
     stack.callback(server.kill)
     return server
