@@ -9,7 +9,13 @@ import pytest
 from tests.house.test_imports import MODULES, ROOT, imports
 
 # where a package's module has another name than the package
-MODULE_NAMES = {"charset-normalizer": "charset_normalizer", "pystemmer": "Stemmer", "pymysql": "pymysql"}
+MODULE_NAMES = {
+    "charset-normalizer": "charset_normalizer",
+    "pystemmer": "Stemmer",
+    "pymysql": "pymysql",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+}
 
 
 def declared() -> list[str]:
