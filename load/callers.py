@@ -16,17 +16,20 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from load.processes import allow_many_files
+
 ROOT = Path(__file__).parents[1]
 RECEIVE_BYTES = 1 << 18
 STALLED_SECONDS = 60.0
-OK = 200
+OK, BUSY = 200, 503
 
 
 @dataclass(frozen=True, slots=True)
 class Driven:
     """What the callers saw. `latencies` are seconds, one an answered request, by the order of the answers; `seconds` is wall clock
     from the first request to the last answer, `cpu_seconds` what the callers themselves took. `ended` and `statuses` go with
-    `latencies`: seconds since the first request, and the status, 0 where the connection ended before the answer was whole.
+    `latencies`: seconds since the first request, and the status, 0 where the connection ended before the answer was whole, -503 for
+    a 503 that names no time to come back.
     """
 
     seconds: float
@@ -77,16 +80,90 @@ def drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | No
     return Driven(*pickle.loads(done.stdout))
 
 
+def offer(url: str, requests: Sequence[bytes], stretches: Sequence[tuple[float, float]]) -> Driven:
+    """Send every request at its time, whatever became of those before: arrivals from a whole world.
+
+    `stretches` are rates (requests a second) and how many seconds each lasts, one after the other. Latencies count from the time at
+    which a request was due, so that a client which comes too late hides nothing.
+    """
+    command = [sys.executable, "-m", "load.callers", "offer"]
+    arguments = pickle.dumps((url, list(requests), list(stretches)))
+    done = subprocess.run(command, input=arguments, stdout=subprocess.PIPE, cwd=ROOT, check=True)
+    return Driven(*pickle.loads(done.stdout))
+
+
+def _offer(url: str, requests: Sequence[bytes], stretches: Sequence[tuple[float, float]]) -> Driven:
+    parts = urlsplit(url)
+    address = (parts.hostname, parts.port)
+    waiting = iter(requests)
+    seen = _Seen()
+    idle: list[_Caller] = []
+    dues = _times(seen.started, stretches)
+    due = next(dues, None)
+    with selectors.EpollSelector() as selector:
+        while due is not None or selector.get_map():
+            now = time.perf_counter()
+            while due is not None and due <= now:
+                caller = idle.pop() if idle else _Caller(address)
+                if not caller.ask(waiting):
+                    due = None
+                    break
+                caller.asked = due
+                selector.register(caller.socket, selectors.EVENT_READ, caller)
+                due = next(dues, None)
+            events = selector.select(STALLED_SECONDS if due is None else max(0.0, due - now))
+            if not events and due is None and selector.get_map():
+                raise TimeoutError(f"no answer for {STALLED_SECONDS:g} seconds")
+            for key, _ in events:
+                if key.data.receive():
+                    seen.note(key.data)
+                    selector.unregister(key.data.socket)
+                    idle.append(key.data)
+    return seen.driven()
+
+
+def _times(started: float, stretches: Sequence[tuple[float, float]]) -> Iterator[float]:
+    for rate, seconds in stretches:
+        yield from (started + place / rate for place in range(int(rate * seconds)))
+        started += seconds
+
+
+class _Seen:
+    """Gathers answers."""
+
+    def __init__(self) -> None:
+        self.latencies: list[float] = []
+        self.ended: list[float] = []
+        self.statuses: list[int] = []
+        self.bytes = 0
+        self.cpu = time.process_time()
+        self.started = time.perf_counter()
+
+    def note(self, caller: "_Caller") -> float:
+        """Count the caller's answer; what time it is."""
+        now = time.perf_counter()
+        self.latencies.append(now - caller.asked)
+        self.ended.append(now - self.started)
+        self.statuses.append(caller.status)
+        self.bytes += caller.needed
+        return now
+
+    def driven(self) -> Driven:
+        """All of it."""
+        seconds = time.perf_counter() - self.started
+        failed = sum(status != OK for status in self.statuses)
+        return Driven(
+            seconds, tuple(self.latencies), time.process_time() - self.cpu, self.bytes, failed, tuple(self.ended), tuple(self.statuses)
+        )
+
+
 def _drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | None, ramp_seconds: float = 0.0) -> Driven:
     parts = urlsplit(url)
     address = (parts.hostname, parts.port)
     waiting = iter(requests)
-    latencies: list[float] = []
-    ended: list[float] = []
-    statuses: list[int] = []
-    total_bytes = begun = 0
-    cpu = time.process_time()
-    started = time.perf_counter()
+    seen = _Seen()
+    begun = 0
+    started = seen.started
     until = started + seconds if seconds is not None else float("inf")
     with selectors.EpollSelector() as selector:
         while begun < callers or selector.get_map():
@@ -102,19 +179,12 @@ def _drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | N
                 caller = key.data
                 if not caller.receive():
                     continue
-                now = time.perf_counter()
-                latencies.append(now - caller.asked)
-                ended.append(now - started)
-                statuses.append(caller.status)
-                total_bytes += caller.needed
                 selector.unregister(caller.socket)
-                if now <= until:
+                if seen.note(caller) <= until:
                     _begin(caller, waiting, selector)
                 else:
                     caller.socket.close()
-    elapsed = time.perf_counter() - started
-    failed = sum(status != OK for status in statuses)
-    return Driven(elapsed, tuple(latencies), time.process_time() - cpu, total_bytes, failed, tuple(ended), tuple(statuses))
+    return seen.driven()
 
 
 def _begin(caller: "_Caller", waiting: Iterator[bytes], selector: selectors.EpollSelector) -> None:
@@ -173,8 +243,10 @@ class _Caller:
             head, end, _ = self._head.partition(b"\r\n\r\n")
             if not end:
                 return False
-            self.status = int(head[9:12])
             fields = head.lower()
+            self.status = int(head[9:12])
+            if self.status == BUSY and b"\r\nretry-after: " not in fields:
+                self.status = -BUSY
             self._ends = b"\r\nconnection: close" in fields
             length = fields.partition(b"content-length:")[2].partition(b"\r\n")[0]
             self.needed = len(head) + len(end) + int(length)
@@ -182,4 +254,6 @@ class _Caller:
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(pickle.dumps(astuple(_drive(*pickle.load(sys.stdin.buffer)))))
+    allow_many_files()
+    act = _offer if sys.argv[1:] == ["offer"] else _drive
+    sys.stdout.buffer.write(pickle.dumps(astuple(act(*pickle.load(sys.stdin.buffer)))))

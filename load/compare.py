@@ -22,7 +22,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-from load.callers import drive, post_requests
+from load.callers import drive
 from load.stage import EXECUTOR_THREADS, Executor, Play, StagedServer, mean_of, share_below, staged
 from load.vendors import RERANKER, Vendors, vendors
 
@@ -40,18 +40,9 @@ VARIANTS: Mapping[str, tuple[Executor, int]] = {
 GOAL = 2.0
 
 
-def questions(server: StagedServer, count: int) -> list[bytes]:
-    """Searches that are reranked, each for another question."""
-    bodies = [
-        {"question": f"What does mill number {number} grind?", "dataset_ids": [server.dataset_id], "rerank_id": RERANKER, "page_size": 10}
-        for number in range(count)
-    ]  # fmt: skip
-    return post_requests(server.url, server.api_key, "/api/v1/retrieval", bodies)
-
-
 def at_once(server: StagedServer, callers: int) -> float:
     """Seconds until all callers, who ask at once, have their answers."""
-    driven = drive(server.url, questions(server, callers), callers)
+    driven = drive(server.url, server.searches(callers, RERANKER), callers)
     if driven.failed:
         raise SystemExit(f"{driven.failed} of {callers} requests failed")
     return driven.seconds
@@ -95,7 +86,7 @@ def threads_busy(
         for name, server in servers.items():
             server.take(store_seconds=store)
             server.figures()
-            asked = questions(server, int(ideal * (seconds + 2)))
+            asked = server.searches(int(ideal * (seconds + 2)), RERANKER)
             driven = drive(server.url, asked, CALLERS[1], seconds, ramp_seconds=store + reranker)
             seen = server.figures()
             steady = driven.between(1.0, seconds)

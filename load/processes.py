@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,12 @@ def cpu_seconds(process_id: int) -> float:
     """User and system time of one process, all its threads, since it began."""
     fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def allow_many_files() -> None:
+    """As many open files, and so connections, as this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class MemorySampler:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from api.keys import ensure_first_key
 from api.parts import Parts, open_parts
 from db.models import Dataset, Document, name_key
 from db.services import dialog_service, tenant_service
+from load.callers import post_requests
 from load.processes import cpu_seconds, memory_of
 from load.vendors import API_KEY, KEY_VARIABLE
 from rag.llm.model_directory import bundled_model_path
@@ -55,13 +57,19 @@ rerankers have only `similarity`; "request" an executor of 35 threads, of which 
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """What is put on. `store_seconds` None leaves the embedded store as it is, in `data_dir`; otherwise searches take that time and
-    find the same chunks, and questions are not embedded. `settings` are those of the server beside the data directory."""
+    """What is put on. `settings` are those of the server beside the data directory.
+
+    `store_seconds` None leaves the embedded store as it is; otherwise searches take that time and find the same chunks, and unless
+    `embeds`, questions are not embedded. `data_dir` and `dataset_id` name what is there already; without them a dataset and chats
+    are made in a directory of their own.
+    """
 
     settings: Mapping[str, Any]
     store_seconds: float | None = None
     executor: Executor = "lanes"
+    embeds: bool = False
     data_dir: Path | None = None
+    dataset_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,20 @@ class StagedServer:
     dataset_id: str
     chats: Mapping[str, str]
     _channel: Connection = field(repr=False)
+    _numbers: Iterator[int] = field(default_factory=count, repr=False)
+
+    def searches(self, number: int, *rerankers: str) -> list[bytes]:
+        """Requests for pages of ten, each with another question, reranked by the rerankers in turn."""
+        bodies = []
+        for turn in range(number):
+            body = {"question": f"What does mill number {next(self._numbers)} grind?", "dataset_ids": [self.dataset_id], "page_size": 10}
+            bodies.append(body | {"rerank_id": rerankers[turn % len(rerankers)]} if rerankers else body)
+        return post_requests(self.url, self.api_key, "/api/v1/retrieval", bodies)
+
+    def talks(self, chat: str, number: int, *, stream: bool = True) -> list[bytes]:
+        """Questions to a chat, each the beginning of another conversation."""
+        bodies = [{"question": f"What does mill number {next(self._numbers)} grind?", "stream": stream} for _ in range(number)]
+        return post_requests(self.url, self.api_key, f"/api/v1/chats/{self.chats[chat]}/completions", bodies)
 
     def figures(self) -> Figures:
         """What was seen since the last call."""
@@ -168,7 +190,9 @@ async def _perform(channel: Connection, play: Play, data_dir: Path) -> None:
         api_key = await parts.lanes.db.run(ensure_first_key, parts.session, data_dir, settings.default_tenant)
         tenant_id = (await parts.session.write(tenant_service.ensure_tenant, settings.default_tenant)).id
         rerankers = [spec.identifier for spec in parts.models.list("rerank")]
-        scene = await parts.session.write(_rows, tenant_id, parts.models.default_embedding, rerankers)
+        scene = Scene(play.dataset_id, (), {})
+        if not play.dataset_id:
+            scene = await parts.session.write(_rows, tenant_id, parts.models.default_embedding, rerankers)
         watch = Watch()
         parts = _staged_parts(parts, play, scene, watch)
         listener = serve.listen(settings.host, 0)
@@ -225,10 +249,11 @@ def _staged_parts(parts: Parts, play: Play, scene: Scene, watch: "Watch") -> Par
     if play.executor == "rerank":
         one = _executor(parts)
         # the database keeps its own threads, as many as connections; its calls are short
-        parts = replace(parts, lanes=replace(parts.lanes, search=one, model=one))
+        parts = replace(parts, lanes=replace(parts.lanes, search=one, model=one, rerank=one))
     if play.store_seconds is not None:
         parts = replace(parts, store=StagedStore(parts.store, play.store_seconds, scene, watch))
-    models = StagedModels(parts.models, watch, instant=play.store_seconds is not None, blocking=play.executor == "rerank")
+    instant = play.store_seconds is not None and not play.embeds
+    models = StagedModels(parts.models, watch, instant=instant, blocking=play.executor == "rerank")
     return replace(parts, models=models)  # type: ignore[arg-type]
 
 
@@ -353,6 +378,11 @@ class OnlySimilarity:
         self._reranker = reranker
         self._watch = watch
 
+    @property
+    def excuse(self) -> str:
+        """The reranker's own."""
+        return self._reranker.excuse
+
     def similarity(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
         """As the reranker's own."""
         self._watch.reranking += 1
@@ -376,6 +406,9 @@ class WatchedReranker:
             return await self._reranker.async_similarity(query, texts)
         finally:
             self._watch.reranking -= 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reranker, name)
 
 
 class HoldingApp:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -23,6 +24,7 @@ from typing import Any
 
 import uvloop
 
+from load.processes import allow_many_files
 from load.rerank_simulator import MODELS, WIRES, RerankVendors
 from load.vendor_simulator import Behaviour, Request, VendorSimulator
 
@@ -71,17 +73,24 @@ class Mood:
 
 @dataclass(slots=True)
 class Choice:
-    """Decides how a request is answered. `jitter` of the mood is the share by which a latency varies to either side."""
+    """Decides how a request is answered. `jitter` of the mood is the share by which a latency varies to either side.
+
+    `failed` counts the failures by kind, `answered` the requests by what was asked for.
+    """
 
     mood: Mood
     dimension: int = 384
     dice: random.Random = field(default_factory=random.Random)
+    failed: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, request: Request) -> Behaviour:
         if request.path == SETTINGS_PATH:
             self.mood = Mood(**request.body)
-            return Behaviour(reply=lambda body: body)
+            counts = {"failed": dict(self.failed), "answered": dict(self.answered)}
+            return Behaviour(reply=lambda _: counts)
         mood = self.mood
+        self.answered[request.path] += 1
         if request.path.endswith("/chat/completions"):
             return self._chat(request)
         if request.path.endswith("/embeddings"):
@@ -108,7 +117,9 @@ class Choice:
         kinds = {**FAILURES, **STREAM_FAILURES} if streamed else FAILURES
         if self.dice.random() >= HUGE_SHARE:
             kinds = {kind: behaviour for kind, behaviour in kinds.items() if kind != "huge"}
-        return self.dice.choice(list(kinds.values()))
+        kind = self.dice.choice(list(kinds))
+        self.failed[kind] += 1
+        return kinds[kind]
 
     def _latency(self, seconds: float) -> float:
         return seconds * (1 + self.dice.uniform(-self.mood.jitter, self.mood.jitter))
@@ -127,13 +138,13 @@ class Vendors:
         self.url = url
         self.mood = mood
 
-    def change(self, **changes: Any) -> None:
-        """Behave differently from now on."""
+    def change(self, **changes: Any) -> dict[str, dict[str, int]]:
+        """Behave differently from now on. What was asked and how often it failed until now: `{"failed": ..., "answered": ...}`."""
         self.mood = replace(self.mood, **changes)
         body = json.dumps(asdict(self.mood)).encode()
         request = urllib.request.Request(self.url + SETTINGS_PATH, data=body)
         with urllib.request.urlopen(request, timeout=10) as reply:
-            reply.read()
+            return json.loads(reply.read())
 
     def models(self, *, concurrency: int = 2000, timeout_seconds: float = 60.0, rerankers: int = 1) -> list[dict[str, Any]]:
         """The `[[models]]` tables of a server that asks these vendors: a chat model, an embedder and some rerankers."""
@@ -195,6 +206,7 @@ def main() -> None:
     given = vars(parser.parse_args())
     if given.pop("while_stdin_is_open"):
         threading.Thread(target=_end_with_stdin, daemon=True).start()
+    allow_many_files()
     uvloop.run(_serve(given.pop("port"), Mood(**given)))
 
 
