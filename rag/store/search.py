@@ -146,6 +146,7 @@ def _parts(selection: Selection, space: str) -> Iterable[Slots]:
 
 
 def _scan(vectors: np.ndarray, table: np.ndarray, query: np.ndarray, selection: Selection, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and rough cosines of a part's wanted slots above the floor. A deletion may empty slots of the table at any moment."""
     used = table >= 0
     wanted = used & selection.allows(np.where(used, table, 0))
     count = np.count_nonzero(wanted)
@@ -153,10 +154,13 @@ def _scan(vectors: np.ndarray, table: np.ndarray, query: np.ndarray, selection: 
         places = np.flatnonzero(wanted)
         scores = _dots(query, vectors[places])
         near = np.flatnonzero(scores > floor)
-        return table[places[near]].astype(np.int64), scores[near]
-    scores = _dots(query, vectors)
-    near = np.flatnonzero((scores > floor) & wanted)
-    return table[near].astype(np.int64), scores[near]
+        rows = table[places[near]]
+    else:
+        scores = _dots(query, vectors)
+        near = np.flatnonzero((scores > floor) & wanted)
+        rows = table[near]
+    still = rows >= 0
+    return rows[still].astype(np.int64), scores[near][still]
 
 
 def _dots(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
