@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from rag.errors import InvalidArgument, NotFound, Unavailable
 from rag.store.blob_sum import DIGEST_BYTES, Sum
-from rag.store.record import reason
+from rag.store.record_file import reason
 
 _KEY = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
 _SUM_NAME = "user.millrace.xxh128"

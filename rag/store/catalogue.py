@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rag.store.record import Record, Tail
+from rag.store.record import Record
+from rag.store.record_reader import Tail
 from rag.store.vectors import Part
 
 _COMPACT_ABOVE = 10_000

@@ -15,8 +15,9 @@ import structlog
 
 from rag.errors import InvalidArgument, Unavailable
 from rag.store.leader import Analyse
-from rag.store.record import reason
 from rag.store.record_check import RecordCheck
+from rag.store.record_file import reason
+from rag.store.selection import where
 from rag.store.tenant import Tenant
 from rag.types import ID_PATTERN, Candidates, Chunk, ChunkSelector, SearchRequest
 
@@ -66,6 +67,8 @@ class EmbeddedStore:
         self, tenant_id: str, before: Sequence[Chunk], after: Sequence[Chunk], vectors: np.ndarray | None, space: str, *, wait: bool = True
     ) -> builtins.list[bool]:  # fmt: skip
         """As `rag.ports.ChunkStore.replace`."""
+        if self._is_absent(tenant_id):
+            return [False] * len(before)
         with self._tenant(tenant_id) as tenant:
             replaced, seq = tenant.replace(before, after, vectors, space)
             self._settle(tenant_id, tenant, seq, wait=wait)
@@ -73,6 +76,8 @@ class EmbeddedStore:
 
     def delete(self, tenant_id: str, selector: ChunkSelector) -> int:
         """As `rag.ports.ChunkStore.delete`."""
+        if self._is_absent(tenant_id, selector):
+            return 0
         with self._tenant(tenant_id) as tenant:
             count, seq = tenant.record.delete(selector)
             self._settle(tenant_id, tenant, seq, wait=False)  # searches leave out what the record lacks
@@ -80,6 +85,8 @@ class EmbeddedStore:
 
     def take(self, tenant_id: str, selector: ChunkSelector) -> builtins.list[Chunk]:
         """As `rag.ports.ChunkStore.take`."""
+        if self._is_absent(tenant_id, selector):
+            return []
         with self._tenant(tenant_id) as tenant:
             chunks, seq = tenant.record.take(selector)
             self._settle(tenant_id, tenant, seq, wait=False)
@@ -87,6 +94,8 @@ class EmbeddedStore:
 
     def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
         """As `rag.ports.ChunkStore.set_available`."""
+        if self._is_absent(tenant_id, selector):
+            return 0
         with self._tenant(tenant_id) as tenant:
             count, seq = tenant.record.set_available(selector, available)
             self._settle(tenant_id, tenant, seq, wait=True)
@@ -94,12 +103,14 @@ class EmbeddedStore:
 
     def flush(self, tenant_id: str) -> None:
         """As `rag.ports.ChunkStore.flush`."""
+        if self._is_absent(tenant_id):
+            return
         with self._tenant(tenant_id) as tenant:
             self._settle(tenant_id, tenant, tenant.record.head(), wait=True)
 
     def search(self, request: SearchRequest) -> Candidates:
-        """As `rag.ports.ChunkStore.search`. A tenant that has put nothing yet gets no folder by being searched."""
-        if not self._closed and self._is_absent(request.tenant_id):
+        """As `rag.ports.ChunkStore.search`."""
+        if self._is_absent(request.tenant_id):
             return _NOTHING
         with self._tenant(request.tenant_id) as tenant:
             found = tenant.search(request)
@@ -109,12 +120,16 @@ class EmbeddedStore:
 
     def get(self, tenant_id: str, chunk_ids: Sequence[str]) -> list[Chunk | None]:
         """As `rag.ports.ChunkStore.get`."""
+        if self._is_absent(tenant_id):
+            return [None] * len(chunk_ids)
         with self._tenant(tenant_id) as tenant:
             found = tenant.record.get(chunk_ids)
             return [found.get(chunk_id) for chunk_id in chunk_ids]
 
     def vectors(self, tenant_id: str, chunk_ids: Sequence[str], space: str) -> np.ndarray:
         """As `rag.ports.ChunkStore.vectors`."""
+        if self._is_absent(tenant_id):
+            return np.empty((len(chunk_ids), 0), np.float32)
         with self._tenant(tenant_id) as tenant:
             return tenant.vectors(chunk_ids, space)
 
@@ -123,11 +138,15 @@ class EmbeddedStore:
         offset: int = 0, limit: int = 30,
     ) -> tuple[int, builtins.list[Chunk]]:  # fmt: skip
         """As `rag.ports.ChunkStore.list`."""
+        if self._is_absent(tenant_id):
+            return 0, []
         with self._tenant(tenant_id) as tenant:
             return tenant.record.list(document_id, chunk_ids, available, offset, limit)
 
     def count(self, tenant_id: str, selector: ChunkSelector) -> int:
         """As `rag.ports.ChunkStore.count`."""
+        if self._is_absent(tenant_id, selector):
+            return 0
         with self._tenant(tenant_id) as tenant:
             return tenant.record.count(selector)
 
@@ -147,7 +166,9 @@ class EmbeddedStore:
             shutil.rmtree(grave, ignore_errors=True)
 
     def health(self) -> dict[str, str]:
-        """As `rag.ports.ChunkStore.health`: yellow while derived data is rebuilt, red when nothing can be written or a record not read."""
+        """As `rag.ports.ChunkStore.health`: yellow while derived data is rebuilt or a tenant's record cannot be used, red when nothing
+        can be written or no tenant's record be used.
+        """
         report = {"type": "embedded", "status": "green"}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -157,11 +178,11 @@ class EmbeddedStore:
         except OSError as exc:
             return report | {"status": "red", "error": f"the data directory cannot be written: {reason(exc)}"}
         try:
-            unusable = self._record_check.failure()
+            unusable = self._record_check.failures()
         except OSError as exc:
-            unusable = f"the chunk records cannot be looked at: {reason(exc)}"
-        if unusable:
-            return report | {"status": "red", "error": unusable}
+            return report | {"status": "red", "error": f"the chunk records cannot be looked at: {reason(exc)}"}
+        if unusable.reason:
+            return report | {"status": "red" if unusable.all else "yellow", "error": unusable.reason}
         with self._state:
             leaders = [tenant.leader for tenant in self._open.values()]
         failures = [leader.failure for leader in leaders if leader.failure is not None]
@@ -216,10 +237,15 @@ class EmbeddedStore:
         self._notify(tenant_id)
         return tenant
 
-    def _is_absent(self, tenant_id: str) -> bool:
-        """Nothing was ever put for the tenant."""
+    def _is_absent(self, tenant_id: str, selector: ChunkSelector | None = None) -> bool:
+        """Nothing was ever put for the tenant: it gets no folder by being asked for. False once the store is closed.
+
+        Raises `InvalidArgument` for what a tenant that is there would refuse.
+        """
         _check_tenant_id(tenant_id)
-        return tenant_id not in self._open and not (self._folder / tenant_id).exists()
+        if selector is not None:
+            where(selector)
+        return not self._closed and tenant_id not in self._open and not (self._folder / tenant_id).exists()
 
     def _take_open(self, tenant_id: str) -> Tenant | None:
         with self._state:

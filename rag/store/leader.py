@@ -16,7 +16,9 @@ import numpy as np
 
 from rag.errors import Corrupt, Unavailable
 from rag.store.catalogue import Catalogue
-from rag.store.record import Record, TextRow, reason
+from rag.store.record import Record
+from rag.store.record_file import reason
+from rag.store.record_reader import TextRow
 from rag.store.text import FIELDS, FORMAT, TextIndex, TextWriter
 from rag.types import Chunk, ChunkTerms
 

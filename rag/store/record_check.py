@@ -4,15 +4,24 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from rag.store.record import FORMAT, reason
+from rag.store.record_file import FORMAT, reason
 from rag.store.tenant import RECORD_NAME
 
 _CHECK_SECONDS = 0.5  # of opening records in one call; what is left is opened by the next calls
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 _Signature = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """The first record that cannot be used, why, and what to do; empty when none is known to be so. `all`: there is no other one."""
+
+    reason: str = ""
+    all: bool = False
 
 
 class RecordCheck:
@@ -23,8 +32,8 @@ class RecordCheck:
         self._folder = folder
         self._known: dict[str, tuple[_Signature, str]] = {}
 
-    def failure(self) -> str:
-        """The first record that cannot be used, why, and what to do; empty when none is known to be so. Raises `OSError`."""
+    def failures(self) -> Failures:
+        """What is known of the records now. Raises `OSError`."""
         until = time.monotonic() + _CHECK_SECONDS
         known: dict[str, tuple[_Signature, str]] = {}
         for tenant_id, signature in self._records():
@@ -34,13 +43,16 @@ class RecordCheck:
             elif time.monotonic() < until:
                 known[tenant_id] = (signature, _damage(self._folder / tenant_id / RECORD_NAME))
         self._known = known
-        for tenant_id, (_, damage) in known.items():
-            if damage:
-                return (
-                    f"the chunk record of tenant {tenant_id} cannot be used: {damage}; restore {RECORD_NAME} of that tenant from a backup, "
-                    "or remove its folder and parse its documents again"
-                )
-        return ""
+        damaged = [(tenant_id, damage) for tenant_id, (_, damage) in known.items() if damage]
+        if not damaged:
+            return Failures()
+        tenant_id, damage = damaged[0]
+        more = f" (so are those of {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        return Failures(
+            f"the chunk record of tenant {tenant_id} cannot be used{more}: {damage}; restore {RECORD_NAME} of that tenant from a backup, "
+            "or remove its folder and parse its documents again",
+            len(damaged) == len(known),
+        )
 
     def _records(self) -> Iterator[tuple[str, _Signature]]:
         with os.scandir(self._folder) as entries:

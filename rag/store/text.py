@@ -12,7 +12,7 @@ import numpy as np
 import tantivy
 
 from rag.errors import Corrupt, Unavailable
-from rag.store.record import TextRow
+from rag.store.record_reader import TextRow
 from rag.store.rows import indexed_text
 from rag.types import Term
 

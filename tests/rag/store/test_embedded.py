@@ -503,6 +503,35 @@ def test_health_is_red_and_says_what_to_do_while_a_record_is_unusable(tmp_path: 
     store.close()
 
 
+def test_health_is_yellow_while_some_tenants_record_is_unusable_and_another_is_not(tmp_path: Path):
+    fill(tmp_path)
+    store = EmbeddedStore(tmp_path)
+    other = "e" * 32
+    (tmp_path / other).mkdir()
+    (tmp_path / other / "chunks.sqlite3").write_bytes(b"garbage" * 1000)
+    health = store.health()
+    assert health["status"] == "yellow"
+    assert f"the chunk record of tenant {other} cannot be used: file is not a database" in health["error"]
+    assert ask(store, 42).ids.tolist() == [42]
+    store.close()
+
+
+def test_a_tenant_that_has_put_nothing_gets_no_folder_by_being_asked_for(tmp_path: Path):
+    store, chunk = EmbeddedStore(tmp_path), make(1)
+    selector = ChunkSelector(chunk_ids=(chunk.id,))
+    assert store.get(TENANT, [chunk.id]) == [None]
+    assert store.list(TENANT, "f" * 32) == (0, [])
+    assert store.vectors(TENANT, [chunk.id], "s").shape == (1, 0)
+    assert (store.count(TENANT, selector), store.delete(TENANT, selector), store.take(TENANT, selector)) == (0, 0, [])
+    assert store.set_available(TENANT, selector, False) == 0
+    assert store.replace(TENANT, [chunk], [chunk], None, "s") == [False]
+    store.flush(TENANT)
+    assert not list(tmp_path.glob("[0-9a-f]*"))
+    store.close()
+    with pytest.raises(Unavailable, match="closed"):
+        store.count(TENANT, selector)
+
+
 def test_health_of_an_unchanged_record_costs_no_opening_and_of_a_busy_one_is_green(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = EmbeddedStore(tmp_path)
     store.put(TENANT, [make(n) for n in range(COUNT)], vectors(), "s")
