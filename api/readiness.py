@@ -23,7 +23,7 @@ PROBE = "ready"
 
 @dataclass(frozen=True, slots=True)
 class PartState:
-    """One part at one moment; `reason` is empty when it is `ok`."""
+    """One part at one moment. `reason` is why it is not `ok`; of one that is, what is wrong with it that stops only some callers."""
 
     ok: bool
     reason: str
@@ -45,7 +45,7 @@ class Readiness:
         return await asyncio.shield(self._asking)
 
     async def _ask(self) -> dict[str, PartState]:
-        checks: dict[str, Callable[[], Awaitable[None]]] = {
+        checks: dict[str, Callable[[], Awaitable[str | None]]] = {
             "server": self._server,
             "database": self._database,
             "blobs": self._blobs,
@@ -71,10 +71,12 @@ class Readiness:
         await lane.run(self._parts.blobs.put, key, io.BytesIO(PROBE.encode()))
         await lane.run(self._parts.blobs.delete, key)
 
-    async def _store(self) -> None:
+    async def _store(self) -> str:
+        """Yellow is ready: what is rebuilt, or damaged of one tenant, stops no search of the others."""
         health = await self._parts.lanes.search.run(self._parts.store.health)
         if health["status"] == "red":
             raise Unavailable(health.get("error") or "the search store does not answer")
+        return health.get("error", "")
 
     async def _embedder(self) -> None:
         warmup = self._parts.warmup
@@ -94,12 +96,14 @@ class Readiness:
             raise Unavailable("the ingestion worker has stopped")
 
 
-async def _state(check: Callable[[], Awaitable[None]]) -> PartState:
+async def _state(check: Callable[[], Awaitable[str | None]]) -> PartState:
+    """The part's state; what the check returns is to be told of a part that is ready."""
     started = time.perf_counter()
-    reason = ""
+    ok, reason = False, ""
     try:
         async with asyncio.timeout(PART_DEADLINE_SECONDS):
-            await check()
+            reason = await check() or ""
+            ok = True
     except TimeoutError:
         reason = f"no answer within {PART_DEADLINE_SECONDS:g} seconds"
     except MillraceError as error:
@@ -107,4 +111,4 @@ async def _state(check: Callable[[], Awaitable[None]]) -> PartState:
     except Exception:
         log.exception("a part could not be asked whether it is ready")
         reason = "failed unexpectedly"
-    return PartState(not reason, reason, round((time.perf_counter() - started) * 1000, 1))
+    return PartState(ok, reason, round((time.perf_counter() - started) * 1000, 1))

@@ -87,8 +87,9 @@ async def status() -> Response:
     """The parts by name, with the time each took to answer."""
     states = await _readiness().states()
     engine = await parts().lanes.search.run(parts().store.health)
+    store = _status_of(states["store"])
     data = {
-        "doc_engine": {**engine, **_status_of(states["store"])},
+        "doc_engine": store | engine if states["store"].ok else engine | store,
         "storage": {"storage": "s3" if parts().settings.blob_url else "local", **_status_of(states["blobs"])},
         "database": {"database": parts().session.kind, **_status_of(states["database"])},
         "redis": {"status": "green", "elapsed": "0.0", "note": "not used"},

@@ -28,6 +28,11 @@ class UnusableRecordStore(MemoryStore):
         return {"type": "memory", "status": "red", "error": "the record cannot be used"}
 
 
+class HalfUsableStore(MemoryStore):
+    def health(self) -> dict[str, str]:
+        return {"type": "memory", "status": "yellow", "error": "the record of one tenant cannot be used"}
+
+
 class FullBlobs:
     """A blob store on a disk that is full."""
 
@@ -132,6 +137,16 @@ async def test_not_ready_says_which_part_and_why(api, part: str, broken: dict[st
     assert response.headers["Retry-After"] == "1"
     assert {name for name, state in body["parts"].items() if not state["ok"]} == {part}
     assert body["parts"][part]["reason"] == reason
+
+
+async def test_what_stops_only_some_callers_is_told_by_a_server_that_is_ready(api) -> None:
+    client = create_app(dataclasses.replace(api.parts, store=HalfUsableStore())).test_client()
+    response = await client.get("/readyz")
+    state = (await response.get_json())["parts"]["store"]
+    assert (response.status_code, state["ok"], state["reason"]) == (200, True, "the record of one tenant cannot be used")
+    response = await client.get("/api/v1/system/status", headers={"Authorization": f"Bearer {api.key}"})
+    engine = (await response.get_json())["data"]["doc_engine"]
+    assert (engine["status"], engine["error"]) == ("yellow", "the record of one tenant cannot be used")
 
 
 async def test_not_ready_while_the_default_chat_model_is_left_alone_and_ready_again_without_a_call(api, tmp_path: Path) -> None:
