@@ -13,6 +13,7 @@ from typing import Any
 from api.drain import Drain
 from api.ingest_records import DatabaseRecords
 from api.keys import open_session, prepare_data_dir
+from api.memory import Memory, open_memory
 from api.metrics import Metrics
 from api.warmup import Warmup
 from db.session import Session
@@ -23,7 +24,7 @@ from rag.ingest.worker import Worker
 from rag.llm.registry import ModelSpec, Registry
 from rag.llm.transport import Transport, open_client
 from rag.nlp.tokenize import ANALYSER_VERSION, chunk_terms
-from rag.ports import BlobStore, ChunkStore, IngestRecords
+from rag.ports import BlobStore, Cache, ChunkStore, IngestRecords
 from rag.settings import Settings
 from rag.store.blobs import LocalBlobStore
 from rag.store.blobs_s3 import S3BlobStore
@@ -34,14 +35,14 @@ from rag.store.embedded import EmbeddedStore
 from rag.threads import Lane
 from rag.types import Chunk, ChunkTerms
 
-# vectors of recent questions: a chat asks, reranks and pages over the same one
-QUERY_CACHE_SIZE = 256
 # beside those of the lanes' threads: health, and an index that is moved
 SPARE_CONNECTIONS = 2
 # people wait for searches and answers, nobody for the next chunk of a document
 INGEST_NICE = 10
 # a local reranker reads for a second or more what an embedded question takes milliseconds for
 RERANK_NICE = 5
+# of each of its threads; whoever finds it longer has the fused order at once, which is better than the time over and no order either
+RERANK_QUEUE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class Lanes:
 class Parts:
     """What the HTTP layer calls. Tests build it with the parts they need.
 
-    `worker` is None where documents are ingested by `millrace worker` alone, `warmup` where no model has to be loaded.
+    `worker` is None where documents are ingested by `millrace worker` alone, `warmup` where no model has to be loaded, `memory`
+    where nothing is remembered.
     """
 
     settings: Settings
@@ -79,6 +81,7 @@ class Parts:
     warmup: Warmup | None = None
     metrics: Metrics = field(default_factory=Metrics)
     drain: Drain = field(default_factory=Drain)
+    memory: Memory | None = None
 
 
 @asynccontextmanager
@@ -103,7 +106,8 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
         store = open_store(settings, data_dir)
         stack.callback(store.close)
         client = await stack.enter_async_context(open_client())
-        models = open_models(settings, model_keys, Transport(client), lanes, data_dir, metrics)
+        memory = await stack.enter_async_context(open_memory(settings, metrics))
+        models = open_models(settings, model_keys, Transport(client), lanes, data_dir, metrics, memory.cache)
         metrics.watch_breakers(models.breaker_states)
         warmup, drain = Warmup(models, lanes.model), Drain()
         background = [warmup.run()]
@@ -114,7 +118,7 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
             worker = open_worker(settings, DatabaseRecords(session, store), store, blobs, models, sandbox, lanes, metrics)
             background.append(_until_draining(worker.run(), drain))
         await stack.enter_async_context(_running(background))
-        yield Parts(settings, lanes, session, store, blobs, models, worker, warmup, metrics, drain)
+        yield Parts(settings, lanes, session, store, blobs, models, worker, warmup, metrics, drain, memory)
 
 
 def terms_of(chunk: Chunk) -> ChunkTerms:
@@ -134,9 +138,8 @@ def open_lanes(settings: Settings, metrics: Metrics) -> Lanes:
         "ingest_model": settings.ingest_model_threads,
     }
     nice = {"rerank": RERANK_NICE, "ingest_model": INGEST_NICE}
-    return Lanes(
-        **{name: Lane(name, threads, settings.queue_limit, metrics.lane_wait, nice=nice.get(name, 0)) for name, threads in sizes.items()}
-    )
+    queue = dict.fromkeys(sizes, settings.queue_limit) | {"rerank": min(settings.queue_limit, RERANK_QUEUE * settings.rerank_threads)}
+    return Lanes(**{name: Lane(name, threads, queue[name], metrics.lane_wait, nice=nice.get(name, 0)) for name, threads in sizes.items()})
 
 
 def open_blobs(settings: Settings, data_dir: Path) -> BlobStore:
@@ -208,7 +211,8 @@ def open_worker(
 
 
 def open_models(
-    settings: Settings, model_keys: Mapping[str, str], transport: Transport, lanes: Lanes, data_dir: Path, metrics: Metrics
+    settings: Settings, model_keys: Mapping[str, str], transport: Transport, lanes: Lanes, data_dir: Path, metrics: Metrics,
+    cache: Cache | None = None,
 ) -> Registry:  # fmt: skip
     """The models of the settings and the built-in ones. Raises `SettingsError`."""
     specs = [
@@ -222,7 +226,8 @@ def open_models(
         document_lane=lanes.ingest_model,
         rerank_lane=lanes.rerank,
         cache_dir=settings.cache_dir or data_dir / "cache",
-        query_cache_size=QUERY_CACHE_SIZE,
+        cache=cache,
+        on_cache=metrics.cache_asked,
         rerank_seconds=settings.rerank_timeout_seconds,
         observer=metrics,
     )
