@@ -16,6 +16,7 @@ from db.faults import Fault, fault_of
 from db.migrate import migrate
 from db.models import proxy
 from rag.errors import DatabaseUnavailable, OutcomeUnknown
+from rag.stages import stage
 from rag.threads import Lane
 
 P = ParamSpec("P")
@@ -58,18 +59,21 @@ class Session:
 
     async def read(self, service: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """`service(*args, **kwargs)` in a transaction that sees one moment of the database and does not write."""
-        return await self._lane.run(self.read_now, service, *args, **kwargs)
+        with stage("db"):
+            return await self._lane.run(self.read_now, service, *args, **kwargs)
 
     async def write(self, service: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """`service(*args, **kwargs)` in a transaction that may write; it is durable when this returns.
 
         Once the call runs it is finished even if the caller goes away, so that a cancelled request never leaves half a change.
         """
-        return await asyncio.shield(self._lane.run(self.write_now, service, *args, **kwargs))
+        with stage("db"):
+            return await asyncio.shield(self._lane.run(self.write_now, service, *args, **kwargs))
 
     async def write_once(self, service: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """`write` for a service that also changes something beside the database: it is never run a second time."""
-        return await asyncio.shield(self._lane.run(self._once, service, *args, **kwargs))
+        with stage("db"):
+            return await asyncio.shield(self._lane.run(self._once, service, *args, **kwargs))
 
     def read_now(self, service: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """`read` for code that is on a thread already."""
