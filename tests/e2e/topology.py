@@ -6,6 +6,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e.server_process import MODEL_CACHE, ROOT, Caller, ServerProcess
@@ -16,14 +17,41 @@ SERVERS = 2
 WORKERS = 2
 
 
+@dataclass
 class Topology:
-    """The running whole. `environ` holds the settings that its servers share."""
+    """The running whole. `environ` holds the settings that its servers share; `servers` are the hosts, nginx knows their ports."""
 
-    def __init__(self, url: str, servers: list[ServerProcess], environ: Mapping[str, str], folder: Path) -> None:
-        self.url = url
-        self.servers = servers
-        self.environ = environ
-        self.folder = folder
+    url: str
+    servers: list[ServerProcess]
+    environ: Mapping[str, str]
+    folder: Path
+    node: elasticsearch.Node
+    bucket: s3.S3
+
+    @property
+    def database_url(self) -> str:
+        """The address of the database, for what tests do behind the servers' backs."""
+        return self.environ["MILLRACE_DATABASE_URL"]
+
+    def start_server(self, number: int) -> ServerProcess:
+        """A host's server, with a data directory of its own; on the port that it had, if it was there before."""
+        known = number < len(self.servers)
+        port = self.servers[number].url.rpartition(":")[2] if known else "0"
+        name = f"host-{number}"
+        server = ServerProcess(
+            self.folder / name, log_file=self.folder / f"{name}.log", environ={**self.environ, "MILLRACE_PORT": port}, workers=WORKERS
+        )
+        self.servers[number : number + 1] = [server]
+        return server
+
+    def start_worker(self) -> ServerProcess:
+        """A host that only ingests."""
+        return ServerProcess(self.folder / "worker", log_file=self.folder / "worker.log", environ=self.environ, command="worker")
+
+    def kill(self) -> None:
+        """End every server at once."""
+        for server in self.servers:
+            server.kill()
 
     def tenant(self, name: str) -> "Front":
         """Somebody who calls nginx with the key of a tenant of their own."""
@@ -88,16 +116,11 @@ def topology(folder: Path, more: Mapping[str, str] | None = None) -> Iterator[To
             **bucket.environ,
             **(more or {}),
         }
-        servers = [start_server(stack, folder, number, environ) for number in range(SERVERS)]
-        for server in servers:
+        running = Topology("", [], environ, folder, node, bucket)
+        stack.callback(running.kill)
+        for number in range(SERVERS):
+            running.start_server(number)
+        for server in running.servers:
             server.wait_until_ready()
-        front = stack.enter_context(nginx.nginx(folder, [server.url.removeprefix("http://") for server in servers]))
-        yield Topology(front.url, servers, environ, folder)
-
-
-def start_server(stack: ExitStack, folder: Path, number: int, environ: Mapping[str, str], port: int = 0) -> ServerProcess:
-    """One host's server, with a data directory of its own."""
-    settings = {**environ, "MILLRACE_PORT": str(port)}
-    server = ServerProcess(folder / f"host-{number}", log_file=folder / f"host-{number}.log", environ=settings, workers=WORKERS)
-    stack.callback(server.kill)
-    return server
+        running.url = stack.enter_context(nginx.nginx(folder, [server.url.removeprefix("http://") for server in running.servers])).url
+        yield running

@@ -1,0 +1,200 @@
+"""`kill -9` of processes of a whole topology under load: nothing acknowledged is lost, nothing is there twice, nothing is left over.
+
+Callers upload, parse and delete through nginx without a pause and write down what was acknowledged. Round after round one of seven
+processes dies at a random moment: a worker of either server, a server with all its workers, or the host that only ingests. In the end
+every acknowledged document is checked by id, by word and by vector, and database, index and bucket hold the same documents.
+MILLRACE_TEST_KILL_ROUNDS sets the rounds (10; 100 in CI and by `make soak`).
+"""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+
+from tests.e2e.flows import create_dataset, documents, ok
+from tests.e2e.server_process import Caller, ServerProcess
+from tests.e2e.test_kill import Acknowledged, check, document_text
+from tests.e2e.topology import Topology, require_services, topology
+from tests.services.s3 import BUCKET
+
+ROUNDS = int(os.environ.get("MILLRACE_TEST_KILL_ROUNDS", "100" if os.environ.get("CI") else "10"))
+DRIVERS = 3
+PAUSE_SECONDS = (0.1, 1.5)
+BETWEEN_DOCUMENTS_SECONDS = 0.3
+LEASE_SECONDS = 2
+# a lease runs out, and the next worker that looks takes the task: two polls, on a machine that starts processes all the time
+STUCK_SECONDS = LEASE_SECONDS + 20
+ENVIRON = {"MILLRACE_LEASE_SECONDS": str(LEASE_SECONDS), "MILLRACE_INGEST_WORKERS": "4", "MILLRACE_PARSER_PROCESSES": "1"}
+# what a caller may see while a server dies under its request; every other failure is one too many
+CUT = (502, 503, 504)
+
+
+class Driver(threading.Thread):
+    """A caller that goes on, whatever happens to the servers, and counts as done only what was answered."""
+
+    def __init__(self, caller: Caller, dataset_id: str, acknowledged: Acknowledged, seed: str, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.headers = {"Authorization": f"Bearer {caller.api_key}"}
+        self.base = f"{caller.url}/api/v1/datasets/{dataset_id}"
+        self.acknowledged = acknowledged
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.stop = stop
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        number = 0
+        try:
+            while not self.stop.wait(self.random.uniform(0, 2 * BETWEEN_DOCUMENTS_SECONDS)):
+                self._one_document(f"w{self.seed}n{number}")
+                number += 1
+        except BaseException as failure:
+            self.failure = failure
+
+    def _one_document(self, word: str) -> None:
+        text = document_text(word, self.random)
+        created = self._ask("POST", "/documents", files={"file": (f"{word}.txt", text)})
+        if created is None:
+            return
+        (document,) = created
+        self.acknowledged.words[document["id"]] = word
+        if self._ask("POST", "/chunks", json={"document_ids": [document["id"]]}) is not None:
+            self.acknowledged.parsing.add(document["id"])
+        if self.random.random() < 0.2:
+            victim = self.random.choice(sorted(set(self.acknowledged.words) - self.acknowledged.deleting))
+            self.acknowledged.deleting.add(victim)
+            if self._ask("DELETE", "/documents", json={"ids": [victim]}) is not None:
+                self.acknowledged.deleted.add(victim)
+
+    def _ask(self, method: str, path: str, **more: Any) -> Any:
+        """The data of an answer that succeeded, {} for one that another caller's deletion made void, None where it was cut."""
+        try:
+            reply = requests.request(method, self.base + path, headers=self.headers, timeout=60, **more)
+        except requests.RequestException:
+            return None
+        if reply.status_code in CUT:
+            return None
+        if reply.status_code == 404:
+            return {}
+        return ok((reply.status_code, reply.json())) or {}
+
+
+class Stuck(threading.Thread):
+    """Watches the queue: for how long a lease that ran out lay there while nobody took the task."""
+
+    def __init__(self, database_url: str, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.database_url = database_url
+        self.stop = stop
+        self.longest_seconds = 0.0
+
+    def run(self) -> None:
+        query = (
+            "SELECT COALESCE(MAX(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 - GREATEST(lease_until, due_at)), 0) "
+            "FROM task WHERE kind = 'parse' AND lease_until > 0"
+        )
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            while not self.stop.wait(0.2):
+                ((milliseconds,),) = connection.execute(query).fetchall()
+                self.longest_seconds = max(self.longest_seconds, float(milliseconds) / 1000)
+
+
+@pytest.fixture
+def grown(tmp_path: Path) -> Iterator[Topology]:
+    require_services()
+    with topology(tmp_path, ENVIRON) as running:
+        yield running
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+def test_a_killed_process_of_many_loses_nothing_that_was_acknowledged(grown: Topology) -> None:
+    chance = random.Random(ROUNDS)
+    acknowledged = Acknowledged()
+    caller = grown.tenant("killed")
+    dataset_id = create_dataset(caller, "killed", parser_config={"chunk_token_num": 48})
+    stop = threading.Event()
+    worker = grown.start_worker()
+    stuck = Stuck(grown.database_url, stop)
+    drivers = [Driver(caller, dataset_id, acknowledged, f"{number}", stop) for number in range(DRIVERS)]
+    for thread in (stuck, *drivers):
+        thread.start()
+    try:
+        for _ in range(ROUNDS):
+            time.sleep(chance.uniform(*PAUSE_SECONDS))  # the moment of the kill is what is tested
+            worker = kill_one(grown, worker, chance)
+    finally:
+        stop.set()
+        for thread in (stuck, *drivers):
+            thread.join(timeout=120)
+    assert [driver.failure for driver in drivers] == [None] * DRIVERS
+    assert len(acknowledged.parsing) >= ROUNDS // 2, "the callers had hardly anything acknowledged"
+    print(f"{ROUNDS} kills, {len(acknowledged.words)} documents acknowledged, {stuck.longest_seconds:.1f} s behind a lease at most")
+    assert stuck.longest_seconds < STUCK_SECONDS
+    try:
+        for server in grown.servers:
+            server.wait_until_ready()
+        check(caller, dataset_id, acknowledged)
+        make_pledges_due(grown.database_url)
+        wait_until_no_task_is_left(grown.database_url)
+        check(caller, dataset_id, acknowledged)
+        assert_the_same_documents_everywhere(grown, set(documents(caller, dataset_id)))
+    finally:
+        worker.kill()
+
+
+def kill_one(grown: Topology, worker: ServerProcess, chance: random.Random) -> ServerProcess:
+    """Kill a process of the topology's; what has no parent to start it again is started by us. The host that only ingests."""
+    victim = chance.choice(("member", "member", "member", "server", "worker"))
+    if victim == "worker":
+        worker.kill()
+        return grown.start_worker()
+    number = chance.randrange(len(grown.servers))
+    if victim == "server":
+        grown.servers[number].kill()
+        # others go on meanwhile; without a wait two could be down, and then callers see that for a while
+        grown.start_server(number)
+        return worker
+    members = grown.servers[number].worker_ids
+    if members:
+        with suppress(ProcessLookupError):
+            os.kill(chance.choice(members), signal.SIGKILL)
+    return worker
+
+
+def make_pledges_due(database_url: str) -> None:
+    """Let the minute pass after which a worker removes what an interrupted upload left."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE task SET due_at = 0 WHERE kind = 'purge'")
+
+
+def wait_until_no_task_is_left(database_url: str) -> None:
+    deadline = time.monotonic() + 120
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        while tasks := connection.execute("SELECT kind, document_id, attempt, due_at, lease_until FROM task").fetchall():
+            assert time.monotonic() < deadline, tasks
+            time.sleep(0.1)
+
+
+def assert_the_same_documents_everywhere(grown: Topology, listed: set[str]) -> None:
+    """Chunks and files of documents that exist, and no others."""
+    with psycopg.connect(grown.database_url) as connection:
+        rows = {row[0] for row in connection.execute("SELECT id FROM document")}
+    assert rows == listed
+    grown.node.ask("POST", "/millrace-*/_refresh")
+    terms = {"size": 0, "aggs": {"documents": {"terms": {"field": "document", "size": 100_000}}}}
+    found = grown.node.ask("POST", "/millrace-*/_search", terms)
+    assert {bucket["key"] for bucket in found["aggregations"]["documents"]["buckets"]} == listed
+    # a document's id, and not that of a readiness check that was killed
+    files = {path.name for path in (grown.bucket.folder / BUCKET).rglob("*") if path.is_file() and "probe" not in path.parts}
+    parts = {path.name for path in grown.bucket.parts}
+    assert files - parts == listed
