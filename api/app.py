@@ -5,6 +5,8 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -36,8 +38,9 @@ from api.errors import error_response
 from api.parts import Parts
 from api.routes import Routes, RouteSpec
 from api.upload import Uploader
+from db.services import dataset_service
 from rag.deadline import within
-from rag.errors import DeadlineExceeded
+from rag.errors import DeadlineExceeded, MillraceError
 
 T = TypeVar("T")
 
@@ -62,6 +65,8 @@ BLUEPRINTS: tuple[Routes, ...] = (
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 EXPOSED = "X-Request-Id, Content-Disposition, Retry-After, Retry-After-Ms"
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+CHANGED_SECONDS = 1.0
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
     "Access-Control-Allow-Headers": "*, Authorization, Content-Type",
@@ -87,6 +92,7 @@ class Application(Quart):
         self.extensions["parts"] = parts
         self.extensions["keys"] = self.keys
         self.extensions["uploader"] = Uploader(parts.blobs, parts.lanes.blob, parts.settings.max_upload_bytes)
+        self._session = parts.session
         self._seconds = parts.settings.request_timeout_seconds
         self._chat_seconds = parts.settings.chat_timeout_seconds
         for blueprint in blueprints:
@@ -107,12 +113,29 @@ class Application(Quart):
         end = time.monotonic() + self._seconds
         if not spec.public:
             g.tenant_id = await _in_time(end, self._seconds, self.keys.tenant_of(request.headers.get("Authorization")))
-        answer = handler(**(request.view_args or {}))
+        arguments = request.view_args or {}
+        answer = handler(**arguments)
+        if "dataset_id" in arguments and request.method not in READING:
+            answer = self._changing(arguments["dataset_id"].replace("-", ""), answer)
         if not spec.stream:
             return await _in_time(end, self._seconds, answer)
         if spec.body is None:  # an upload or a download takes as long as its bytes come
             return await answer
         return await _in_time(end - self._seconds + self._chat_seconds, self._chat_seconds, answer)
+
+    async def _changing(self, dataset_id: str, answer: Awaitable[ResponseReturnValue]) -> ResponseReturnValue:
+        """The answer to a request that may have changed a dataset's data: from then on nobody finds results of before."""
+        changed = partial(self._session.write, dataset_service.changed, dataset_id, g.tenant_id)
+        try:
+            answered = await answer
+        except BaseException:
+            # Part of it may be done. What a request that was given up still does is done within moments: see api/results.py.
+            with suppress(MillraceError, TimeoutError):
+                async with asyncio.timeout(CHANGED_SECONDS):
+                    await changed()
+            raise
+        await changed()
+        return answered
 
     async def _answer_error(self, error: Exception) -> Response:
         spec = self.specs.get(request.endpoint or "")

@@ -183,6 +183,7 @@ def _search_of(tenant: str, chat: DialogRecord, ask: Ask) -> Search:
         rerank_id=chat.rerank_id,
         documents=DocumentFilter(ask.document_ids, ask.condition, chat.meta_data_filter),
         model=ask.model,
+        data_versions=tuple(dataset.data_version for dataset in chat.datasets),
         count_by_name=False,  # an answer counts the chunks it was given, and those know their documents' names
     )
 

@@ -1,8 +1,9 @@
 """The ingestion worker's view of the database: `rag.ports.IngestRecords` over the session and the task service."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
-from db.services import lease_service, state_service
+from db.services import dataset_service, lease_service, state_service
 from db.session import Session
 from rag.ports import ChunkStore
 from rag.types import ChunkSelector, IngestTask
@@ -40,16 +41,21 @@ class DatabaseRecords:
 
     async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
         """As `rag.ports.IngestRecords.fail`."""
-        return await self._session.write(lease_service.fail, task, worker, message, retry=retry)
+        return await self._session.write(_ended, task, lease_service.fail, worker, message, retry=retry)
 
     async def give_back(self, task: IngestTask, worker: str) -> bool:
         """As `rag.ports.IngestRecords.give_back`."""
-        return await self._session.write(lease_service.give_back, task, worker)
+        return await self._session.write(_ended, task, lease_service.give_back, worker)
 
     def _finish(self, task: IngestTask, worker: str, chunk_count: int, token_count: int, message: str) -> bool:
-        finish = lease_service.finish
-        if not finish(task, worker, chunk_count=chunk_count, token_count=token_count, message=message):
+        if not _ended(task, lease_service.finish, worker, chunk_count=chunk_count, token_count=token_count, message=message):
             return False
         if task.kind == "parse":
             state_service.recount(task.document_id, self._store.count(task.tenant_id, ChunkSelector(document_ids=(task.document_id,))))
         return True
+
+
+def _ended(task: IngestTask, end: Callable[..., bool], worker: str, *args: Any, **kwargs: Any) -> bool:
+    """`end` the worker's lease. What it wrote can be found by now, whether the task was still its own or not."""
+    dataset_service.changed(task.dataset_id)
+    return end(task, worker, *args, **kwargs)

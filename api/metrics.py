@@ -77,6 +77,9 @@ class Metrics:
         self._vendor_retries = self._counter("vendor_retries", "Calls to models' endpoints sent a second time.", "provider", "kind")
         self._degraded = self._counter("degraded", "Answers given without a part that failed, by part.", "part")
         self._refused = self._counter("refused", "Requests refused before any work: overload, share (of one caller), rate.", "reason")
+        self._cache_asked = self._counter(
+            "cache", "Questions to the cache by what they were for (vector, result) and outcome.", "cache", "outcome"
+        )
         self._ingest_tasks = self._counter("ingest_tasks", "Ingestion tasks by outcome: done, failed, lost.", "outcome")
         self._ingest_chunks = Counter("millrace_ingest_chunks", "Chunks of documents ingested to the end.", registry=self.registry)
         self._backlog = Gauge(
@@ -125,6 +128,10 @@ class Metrics:
     def refused(self, reason: str) -> None:
         """Count a request that was refused before any work, as "overload", "share" or "rate"."""
         self._refused.of(reason).inc()
+
+    def cache_asked(self, cache: str, hit: bool) -> None:
+        """Count one question to the cache, for a "vector" or a "result"."""
+        self._cache_asked.of(cache, "hit" if hit else "miss").inc()
 
     def degraded(self, parts: Iterable[str]) -> None:
         """Count an answer that had to do without these parts."""

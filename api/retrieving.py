@@ -11,12 +11,13 @@ from api.parts import Parts
 from db.services import document_service, metadata_service
 from rag import stages
 from rag.deadline import at_most
-from rag.errors import DeadlineExceeded, NotFound, Overloaded, ProviderError
+from rag.errors import DeadlineExceeded, NotFound, Overloaded, ProviderError, Unavailable
 from rag.flow import question as helpers
 from rag.flow.chat import QUESTION_SECONDS
 from rag.flow.metadata_filter import choose_conditions
 from rag.llm.rerank_chain import FailoverReranker
 from rag.nlp.search import RetrievalRequest, async_retrieval
+from rag.nlp.tokenize import ANALYSER_VERSION
 from rag.ports import ChatModel, Embedder
 from rag.types import RankedChunk, Retrieval
 
@@ -55,6 +56,7 @@ class DocumentFilter:
 class Search:
     """How to search. The question, the documents and the limits of the settings are put into `request`.
 
+    `data_versions` are those of its datasets; without them the result is not remembered.
     `rerank_id` "" is none. `model` helps with the question, and chooses conditions where the stored filter leaves them to it.
     Without `count_by_name` the counts by document carry no names, and a query is saved.
     """
@@ -66,6 +68,7 @@ class Search:
     help: Help = field(default_factory=Help)
     model: ChatModel | None = None
     count_by_name: bool = True
+    data_versions: tuple[int, ...] = ()
 
 
 async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
@@ -74,6 +77,15 @@ async def retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
     Raises as `async_retrieval`.
     """
     stages.flow("retrieval")
+    results = parts.memory.results if parts.memory is not None else None
+    depends = _depends_on(parts, search) if results is not None else None
+    if results is None or depends is None:
+        return await _retrieve(parts, search, question)
+    request = replace(search.request, question=question.strip(), document_ids=search.documents.document_ids)
+    return await results.remembered(request, search.data_versions, depends, lambda: _retrieve(parts, search, question))
+
+
+async def _retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
     missing = Missing()
     document_ids = await _document_ids(parts, search, question, missing)
     if document_ids == () or not question.strip():
@@ -125,6 +137,32 @@ async def metadata_of(parts: Parts, tenant_id: str, chunks: Sequence[RankedChunk
     dataset_ids = sorted({ranked.chunk.dataset_id for ranked in chunks})
     briefs = await parts.session.read(document_service.briefs, tenant_id, dataset_ids, document_ids)
     return {brief.id: dict(brief.meta_fields) for brief in briefs}
+
+
+def _depends_on(parts: Parts, search: Search) -> dict[str, Any] | None:
+    """What a result depends on beside the request and the data; None for one that is not to be remembered.
+
+    What a chat model adds may be something else each time, and whoever asks for an explanation wants to know of this search.
+    """
+    helped = search.help.keywords or search.help.languages or search.documents.stored.get("method") in ("auto", "semi_auto")
+    if helped or search.request.explain or not search.data_versions:
+        return None
+    try:
+        space = parts.models.embedder(search.embedding_model).space
+        reranker = parts.models.resolve(search.rerank_id, "rerank").identifier if search.rerank_id else ""
+    except (NotFound, Unavailable):
+        return None
+    return {
+        "space": space,
+        "reranker": reranker,
+        "condition": search.documents.condition,
+        "stored": search.documents.stored,
+        "count_by_name": search.count_by_name,
+        "keep_vector_only": parts.settings.keep_vector_only,
+        "rerank_candidates": parts.settings.rerank_candidates,
+        "store": type(parts.store).__name__,
+        "analyser": ANALYSER_VERSION,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- documents

@@ -132,6 +132,7 @@ async def _search_of(parts: Parts, tenant: str, config: Mapping[str, Any], datas
             vector_similarity_weight=_number(config, "vector_similarity_weight"),
         ),
         embedding_model=datasets[0].embedding_model,
+        data_versions=tuple(dataset.data_version for dataset in datasets),
         rerank_id=str(config["rerank_id"] or ""),
         documents=DocumentFilter(document_ids or None, None, stored if isinstance(stored, dict) else {}),
         model=model_for(parts, str(config["chat_id"] or "")),

@@ -35,7 +35,10 @@ class ModelSettings(BaseModel):
     base_url: str | None = Field(None, description="the OpenAI-compatible endpoint, with or without /v1")
     api_key_env: str | None = Field(None, description="the environment variable that holds the key")
     path: Path | None = Field(None, description="a model directory on this machine; beside a base_url it only counts tokens (embedding)")
-    context_tokens: Positive = Field(8192, description="tokens read and written together (chat), or of query and text (rerank)")
+    context_tokens: Positive = Field(
+        8192, description="tokens read and written together (chat), of query and text (rerank), or of a text; a longer one is embedded in "
+        "windows (embedding)",
+    )  # fmt: skip
     dimension: Positive | None = Field(None, description="length of its vectors; asked of the endpoint when left out (embedding)")
     max_batch: Positive | None = Field(
         None, description="texts sent in one call; 32 when left out (embedding), as many as its vendor takes (rerank)"
@@ -136,6 +139,20 @@ class Settings(BaseModel):
         2.0, description="a request that would wait longer for its turn is refused with 503; chats may wait five times as long",
         json_schema_extra=SECONDS,
     )  # fmt: skip
+
+    redis_url: str = Field(
+        "", description="a Redis that the processes share; without one each has a cache and limits of its own", repr=False
+    )
+    redis_timeout_seconds: Seconds = Field(0.1, description="longest wait for Redis before going on without it", json_schema_extra=SECONDS)
+    cache_bytes: int = Field(32 << 20, ge=1 << 20, description="memory a process has for what it remembers", json_schema_extra=BYTES)
+    cache_results: bool | None = Field(
+        None, description="whether results of searches are remembered; with a Redis they are, without it not, when left out"
+    )
+    cache_seconds: Seconds = Field(
+        300.0, description="how long a result is remembered, if its data stays the same", json_schema_extra=SECONDS
+    )
+    rate_limit_per_second: float = Field(0.0, ge=0, description="requests a second that an API key may make; 0 is no limit")
+    rate_limit_burst: Positive = Field(20, description="requests that an API key may make at once after a pause")
 
     ingest_workers: int = Field(
         32, ge=0, description="documents this server works on at once, a quarter of them of one tenant; 0 leaves it to `millrace worker`"

@@ -54,6 +54,7 @@ async def retrieve() -> Response:
         documents=_documents(body, named),
         help=helped,
         model=parts().models.chat(),
+        data_versions=tuple(dataset.data_version for dataset in datasets),
     )
     metadata = _asked_metadata(body)
     try:

@@ -144,13 +144,17 @@ def merge_config(tenant_id: str, dataset_id: str, keys: Mapping[str, Any]) -> Da
     return None if row is None else update(tenant_id, dataset_id, {"parser_config": row.parser_config | dict(keys)})
 
 
-def changed(dataset_id: str) -> None:
+def changed(dataset_id: str, tenant_id: str | None = None) -> None:
     """Give the dataset's data a new version: whatever was remembered of it is of no use from now on.
 
     To be called when the change can be found already, and before anyone is told that it was made: who reads the version, then
     searches, and remembers the result under that version never remembers something older than the version says.
+    With a tenant, only a dataset of that tenant's.
     """
-    Dataset.update(data_version=new_version()).where(Dataset.id == dataset_id).execute()
+    which = Dataset.id == dataset_id
+    if tenant_id is not None:
+        which &= Dataset.tenant_id == tenant_id
+    Dataset.update(data_version=new_version()).where(which).execute()
 
 
 def delete(tenant_id: str, dataset_ids: Sequence[str] | None) -> tuple[int, list[Purge]]:

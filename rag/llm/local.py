@@ -7,7 +7,6 @@ a queue; give the documents' lane one thread less than there are cores.
 
 import asyncio
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from rag.threads import Lane
 # Padded tokens in one call. Larger batches are slower (the cache) and hold more memory: 1,024 gave 7,200 tokens a CPU-second and
 # 174 MB for the process, 4,096 gave 6,600 and 253 MB.
 BATCH_TOKENS = 1024
-# A longer query is not remembered: nobody asks it twice, and the cache is bounded by its entries, not by their size.
-CACHED_CHARACTERS = 8192
 # Texts tokenised in one call of the lane.
 _TOKENIZE_TEXTS = 128
 
@@ -39,9 +36,8 @@ class LocalEmbedder:
         document_lane: Lane,
         *,
         languages: Sequence[str] = (),
-        query_cache_size: int = 0,
     ) -> None:
-        """`languages` are ISO 639-1 codes, none meaning any; `query_cache_size` query vectors are remembered by their text."""
+        """`languages` are ISO 639-1 codes, none meaning any."""
         self.name = name
         self.space = f"{name}/{directory.digest}"
         self.dimension = directory.dimension
@@ -51,8 +47,6 @@ class LocalEmbedder:
         self._query_lane = query_lane
         self._document_lane = document_lane
         self._scripts = scripts_of(languages, name)
-        self._cache_size = query_cache_size
-        self._cache: OrderedDict[str, np.ndarray] = OrderedDict()
         self._encoder: Encoder | None = None
         self._loading = threading.Lock()
 
@@ -62,16 +56,7 @@ class LocalEmbedder:
 
     async def embed_query(self, text: str) -> np.ndarray:
         """float32 `[dimension]`, unit length, read-only. Raises `Overloaded`, `ProviderBadReply`."""
-        known = self._cache.get(text) if len(text) <= CACHED_CHARACTERS else None
-        if known is not None:
-            self._cache.move_to_end(text)
-            return known
-        vector = await self._query_lane.run(self._embed_query, text)
-        if self._cache_size and len(text) <= CACHED_CHARACTERS:
-            self._cache[text] = vector
-            while len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
-        return vector
+        return await self._query_lane.run(self._embed_query, text)
 
     async def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
         """float32 `[len(texts), dimension]`, unit length, in the order given. Raises `Overloaded`, `ProviderBadReply`."""

@@ -15,16 +15,18 @@ from rag.llm.endpoint import Endpoint, authorization, openai_url, split_identifi
 from rag.llm.local import LocalEmbedder
 from rag.llm.model_directory import bundled_is_installed, bundled_model_path, read_model_directory
 from rag.llm.observed import Calls
+from rag.llm.remembered import RememberingEmbedder
 from rag.llm.rerank_chain import FailoverReranker
 from rag.llm.rerank_local import LocalReranker, read_cross_encoder
 from rag.llm.rerank_model import vendor_class
 from rag.llm.resilience import Guard, Turns
 from rag.llm.transport import Transport
-from rag.ports import ChatModel, Embedder, Reranker, VendorObserver
+from rag.ports import Cache, ChatModel, Embedder, Reranker, VendorObserver
 from rag.settings import ModelSettings
 from rag.threads import Lane
 
 Kind = Literal["chat", "embedding", "rerank"]
+OpenEmbedder = LocalEmbedder | OpenAIEmbedder | RememberingEmbedder
 KINDS: tuple[Kind, ...] = ("chat", "embedding", "rerank")
 
 BUNDLED_EMBEDDING = "all-MiniLM-L6-v2@Local"
@@ -112,12 +114,13 @@ class Registry:
         document_lane: Lane,
         rerank_lane: Lane,
         cache_dir: Path,
-        query_cache_size: int = 0,
+        cache: Cache | None = None,
+        on_cache: Callable[[str, bool], None] | None = None,
         rerank_seconds: float = 10.0,
         observer: VendorObserver | None = None,
     ) -> None:
         """`cache_dir` takes graphs built from weights; reranking takes at most `rerank_seconds` of a request. `observer` is told of
-        every call to an endpoint.
+        every call to an endpoint. With a `cache` no question is embedded twice; `on_cache` is told as `RememberingEmbedder` does.
 
         Raises `SettingsError` for specs or aliases that contradict each other.
         """
@@ -125,7 +128,8 @@ class Registry:
         self._lanes = (query_lane, document_lane)
         self._rerank_lane = rerank_lane
         self._cache_dir = cache_dir
-        self._query_cache_size = query_cache_size
+        self._cache = cache
+        self._on_cache = on_cache
         self._rerank_seconds = rerank_seconds
         self._observer = observer
         self._turns: dict[tuple[str, Kind], Turns] = {}
@@ -209,21 +213,23 @@ class Registry:
         """The model of an identifier or id. An instance named in the identifier does not matter: a provider here has one."""
         return self._by_name.get((kind, target)) or self._by_name.get((kind, "@".join(split_identifier(target))))
 
-    def _open_embedder(self, spec: ModelSpec) -> LocalEmbedder | OpenAIEmbedder:
+    def _open_embedder(self, spec: ModelSpec) -> OpenEmbedder:
         if spec.base_url:
             endpoint = _endpoint(spec, openai_url, "embeddings")
-            return OpenAIEmbedder(
+            remote = OpenAIEmbedder(
                 spec.name,
                 endpoint,
                 self._transport,
-                self._guard(spec, endpoint),
+                self._guard(spec, endpoint, repeats_failures=True),
                 tokenizer_path=(spec.path or bundled_model_path()) / "tokenizer.json",
                 dimension=spec.dimension,
+                context_tokens=spec.context_tokens,
                 max_batch=spec.max_batch or _EMBEDDING_BATCH,
                 languages=spec.languages,
                 query_prompt=spec.query_prompt or "",
                 document_prompt=spec.document_prompt or "",
             )
+            return self._remembering(remote, spec.query_prompt or "")
         if spec.path is None:
             raise SettingsError(f"model {spec.identifier}: an embedding model needs a base_url or a path")
         directory = read_model_directory(
@@ -232,15 +238,18 @@ class Registry:
         if spec.dimension not in (None, directory.dimension):
             raise SettingsError(f"model {spec.identifier}: dimension {spec.dimension} is configured, the model has {directory.dimension}")
         query_lane, document_lane = self._lanes
-        return LocalEmbedder(
+        embedder = LocalEmbedder(
             spec.name,
             directory,
             self._cache_dir,
             query_lane,
             document_lane,
             languages=spec.languages,
-            query_cache_size=self._query_cache_size,
         )
+        return self._remembering(embedder, directory.query_prompt)
+
+    def _remembering(self, embedder: LocalEmbedder | OpenAIEmbedder, query_prompt: str) -> OpenEmbedder:
+        return embedder if self._cache is None else RememberingEmbedder(embedder, self._cache, query_prompt, self._on_cache)
 
     def _open_chat(self, spec: ModelSpec) -> OpenAIChatModel | None:
         if spec.identifier == EXTRACTIVE_CHAT:
@@ -268,7 +277,10 @@ class Registry:
         concurrency = min(other.concurrency or _CONCURRENCY[spec.kind] for other in siblings)
         turns = self._turns.setdefault((spec.provider, spec.kind), Turns(concurrency))
         calls = Calls(spec.identifier, spec.kind, self._observer)
-        return Guard(spec.identifier, turns, spec.timeout_seconds, breaker=breaker, repeats_failures=repeats_failures, calls=calls)
+        attempts = 2 if spec.kind == "embedding" else 1  # a reranker's attempts share its time: somebody waits, and another may be asked
+        return Guard(
+            spec.identifier, turns, attempts * spec.timeout_seconds, breaker=breaker, repeats_failures=repeats_failures, calls=calls
+        )
 
 
 def _with_built_in(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
