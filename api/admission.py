@@ -125,10 +125,6 @@ class Admission:
                 raise self._refusal(now, of_all=callers == 1)
         return Ticket(self, caller)
 
-    def refuses(self) -> bool:
-        """Whether a request would be refused now whoever asked; tells nothing of shares."""
-        return self.pressed and self.active >= self.limit and len(self._asked_at) <= 1
-
     def probe(self, late_seconds: float) -> None:
         """How late the event loop woke a timer just now; to be told every `PROBE_SECONDS` while requests are active."""
         per_request = self._window.closed(late_seconds, self.active)

@@ -1,8 +1,9 @@
 """Puts `Admission` before the application: a request that is refused never reaches it, and its body is never kept."""
 
 import asyncio
+import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -10,12 +11,13 @@ import orjson
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
 
 from api.admission import PROBE_SECONDS, Admission, Ticket
-from api.auth import KeyRing
+from api.auth import KeyRing, token_of
 from api.errors import ENVELOPES, failure_of
 from api.observe import REFUSED, ROUTE
 from api.respond import JSON_TYPE
 from api.routes import BASE, Kind, RouteSpec
-from rag.errors import Overloaded
+from rag.errors import Overloaded, TooManyRequests, Unauthenticated
+from rag.ports import RateLimit
 from rag.threads import current_load
 
 CHAT_PATIENCE = 5.0  # a streamed answer takes its time anyway
@@ -29,8 +31,14 @@ class Admitted:
     What is public (health, figures, documentation), what tells of the server itself, and preflights are never refused.
     """
 
-    def __init__(self, app: Any, admission: Admission, keys: KeyRing, specs: Iterable[RouteSpec]) -> None:
+    def __init__(
+        self, app: Any, admission: Admission, keys: KeyRing, specs: Iterable[RouteSpec], *, rate_limit: RateLimit | None = None,
+        on_refused: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        """`rate_limit` holds for each API key; `on_refused("rate")` is told of each request beyond it."""
         self._app = app
+        self._rate_limit = rate_limit
+        self._on_refused = on_refused or (lambda reason: None)
         self._admission = admission
         self._keys = keys
         self._watching = False
@@ -48,12 +56,25 @@ class Admitted:
         authorization = next((value.decode("latin-1") for name, value in headers if name.lower() == b"authorization"), None)
         patience = CHAT_PATIENCE if path.rpartition("/")[2] in self._patient and scope["method"] == "POST" else 1.0
         try:
+            if self._rate_limit is not None and authorization:
+                await self._keep_rate(self._rate_limit, authorization)
             ticket = self._admission.admit(self._keys.remembered(authorization), patience)
         except Overloaded as error:
             await self._refuse(scope, receive, send, error)
             return
         self._watch()
         await self._serve(ticket, scope, receive, send)
+
+    async def _keep_rate(self, rate_limit: RateLimit, authorization: str) -> None:
+        """Raises `TooManyRequests` for a key that asks too often, whether it is a valid one or not."""
+        try:
+            key = token_of(authorization)
+        except Unauthenticated:
+            return  # refused where keys are looked up
+        seconds = await rate_limit.wait_seconds(hashlib.blake2b(key.encode(), digest_size=16).hexdigest())
+        if seconds > 0:
+            self._on_refused("rate")
+            raise TooManyRequests("this API key asks more often than its limit allows", seconds)
 
     def _is_free(self, scope: HTTPScope) -> bool:
         return scope["method"] == "OPTIONS" or scope["path"] in self._free or scope["path"].startswith(SYSTEM)

@@ -147,7 +147,10 @@ def create_app(parts: Parts, blueprints: Sequence[Routes] = BLUEPRINTS) -> Appli
     app = Application(parts, blueprints)
     admission = Admission(parts.settings.patience_seconds, on_refused=parts.metrics.refused)
     app.extensions["admission"] = admission
-    app.asgi_app = Admitted(app.asgi_app, admission, app.keys, app.specs.values())  # type: ignore[method-assign]
+    rate_limit = parts.memory.rate_limit if parts.memory is not None else None
+    app.asgi_app = Admitted(  # type: ignore[method-assign]
+        app.asgi_app, admission, app.keys, app.specs.values(), rate_limit=rate_limit, on_refused=parts.metrics.refused
+    )  # fmt: skip
     return app
 
 

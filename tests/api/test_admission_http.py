@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -9,8 +10,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from api.admission import Admission, Ticket
+from api.app import create_app
 from api.asgi import PressingBody
+from api.memory import Memory
 from api.observe import observe
+from rag.cache.local import LocalCache, LocalRateLimit
 from rag.threads import away, current_load
 from tests.api.conftest import Server
 
@@ -154,3 +158,15 @@ async def test_the_wait_for_a_clients_body_takes_no_place(admission: Admission) 
     assert await reading == b"came"
     assert admission.active == 1
     ticket.done(None)
+
+
+async def test_a_key_that_asks_more_often_than_its_limit_is_told_when_to_come_back(api: Server) -> None:
+    limited = replace(api.parts, memory=Memory(LocalCache(1 << 20), rate_limit=LocalRateLimit(0.5, 2)))
+    api.app = create_app(limited)
+    api.client = api.app.test_client()
+    answers = [await api.call("GET", "/datasets") for _ in range(4)]
+    assert [answer.status for answer in answers] == [200, 200, 429, 429]
+    assert 1000 < int(answers[2].headers["retry-after-ms"]) <= 2000
+    assert (await api.call("GET", "/datasets", key=api.other_key)).status == 200
+    assert (await api.call("GET", "/system/ping")).status == 200
+    assert 'millrace_refused_total{reason="rate"} 2.0' in api.parts.metrics.text().decode()
