@@ -33,6 +33,8 @@ log = structlog.get_logger("millrace.serve")
 BACKLOG = 1024
 MOST_FILES = 65_536
 KEEP_ALIVE_SECONDS = 75
+# a silent client is asked for a sign of life after a minute, and given up after one more; one that takes nothing in, after ten (in ms)
+TCP_PATIENCE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 600_000}
 # between the signal and closing the socket: connections the kernel took already are served, and every answer says `close`
 LAST_CALL_SECONDS = 0.2
 # objects that a request makes and drops: a retrieval's thousand counts should not set off a search for cycles
@@ -51,6 +53,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
             if shared:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _let_go_of_the_dead(listener)
             listener.bind(address)
             listener.listen(BACKLOG)  # from here on callers wait instead of being refused
         except OSError:
@@ -60,6 +63,14 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
         raise SettingsError(f"cannot listen on {host}:{port}: {reason_of(error)} (MILLRACE_HOST, MILLRACE_PORT)") from None
     listener.setblocking(False)
     return listener
+
+
+def _let_go_of_the_dead(listener: socket.socket) -> None:
+    """End connections whose client is gone without a word, or reads nothing of what is sent; those accepted inherit this."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in TCP_PATIENCE.items():
+        if (option := getattr(socket, name, None)) is not None:  # not every system has them all
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def url_of(listener: socket.socket) -> str:

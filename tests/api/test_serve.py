@@ -1,10 +1,11 @@
 import io
 import shlex
 import socket
+import sys
 
 import pytest
 
-from api.serve import announce, listen, url_of
+from api.serve import TCP_PATIENCE, announce, listen, url_of
 from rag.errors import SettingsError
 
 
@@ -20,6 +21,15 @@ def test_a_taken_port_is_a_settings_error_in_one_line() -> None:
         port = first.getsockname()[1]
         with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1:{port}: address already in use"):
             listen("127.0.0.1", port)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere fewer of these can be set")
+def test_clients_that_are_gone_or_take_nothing_in_are_given_up() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert {name: connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in TCP_PATIENCE} == TCP_PATIENCE
 
 
 def test_an_unknown_host_is_a_settings_error() -> None:
