@@ -7,6 +7,7 @@ methods for each API cost, and these would make a client anew for every request 
 
 import base64
 import math
+import ssl
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from elasticsearch import Elasticsearch
 from rag.breaker import Breaker
 from rag.deadline import seconds_left
 from rag.errors import DeadlineExceeded, SettingsError, Unavailable
+from rag.store.elastic_node import Node
 
 _JSON = "application/vnd.elasticsearch+json; compatible-with=8"
 _NDJSON = "application/vnd.elasticsearch+x-ndjson; compatible-with=8"
@@ -91,18 +93,20 @@ class Cluster:
             self._headers["authorization"] = f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
         if ca_file is not None and not ca_file.is_file():
             raise SettingsError(f"elasticsearch_ca_file: {ca_file} does not exist")
-        certificates = {} if ca_file is None else {"ca_certs": str(ca_file)}
         try:
+            tls = any(host.startswith("https:") for host in hosts)
             client = Elasticsearch(
                 list(hosts),
+                node_class=Node,
                 connections_per_node=connections,
                 serializers={_MIMETYPE: _HitsSerializer()},
                 retry_on_timeout=False,
                 max_dead_node_backoff=10.0,
-                **certificates,
+                meta_header=False,
+                **({"ssl_context": ssl.create_default_context(cafile=ca_file)} if tls else {}),
             )
         except (ValueError, OSError) as exc:
-            raise SettingsError(f"elasticsearch_hosts: {exc}") from None
+            raise SettingsError(f"elasticsearch_hosts or elasticsearch_ca_file: {exc}") from None
         self._client, self._transport = client, client.transport
         self._more_hosts = len(list(hosts)) - 1
         self.breaker = ClusterBreaker("elasticsearch")

@@ -19,7 +19,7 @@ _NO_IDS, _NO_RANKS, _NO_SCORES = np.empty(0, np.int64), np.empty(0, np.int32), n
 NOTHING = Candidates(_NO_IDS.view(np.uint64), [], _NO_RANKS, _NO_SCORES, _NO_SCORES, _NO_RANKS, _NO_RANKS)
 _SIGN = np.uint64(1 << 63)
 _BY_SCORE = ({"_score": "desc"}, {"id": "asc"})
-_SHOWN = "responses.hits.hits.sort,responses.status,responses.error.type,responses.error.root_cause.type"
+_PATH = "/_msearch?filter_path=responses.hits.hits.sort,responses.status,responses.error.type,responses.error.root_cause.type"
 
 
 class UnknownVectorField(Exception):
@@ -58,16 +58,16 @@ def search(cluster: Cluster, index: str, request: SearchRequest, *, has_vectors:
     text, near = found.get("text", Hits()), found.get("vector", Hits())
     near_scores = cosines(near.scores)
 
-    ids = np.union1d(text.ids, near.ids)
+    ids, places = np.unique(np.concatenate([text.ids, near.ids]), return_inverse=True)
+    text_places, near_places = places[: len(text.ids)], places[len(text.ids) :]
     bm25, cosine = np.zeros(len(ids), np.float32), np.full(len(ids), np.nan, np.float32)
-    text_places, near_places = np.searchsorted(ids, text.ids), np.searchsorted(ids, near.ids)
     bm25[text_places], cosine[near_places] = text.scores, near_scores
 
     bodies = {}
-    lacking = np.setdiff1d(ids, text.ids, assume_unique=True)
+    lacking = _without(ids, text_places)
     if clauses and len(lacking) and not text.all and "text" not in degraded:
         bodies["text"] = {"query": _text(clauses, [_among(lacking)]), "size": len(lacking), "sort": _BY_SCORE}
-    lacking = np.setdiff1d(ids, near.ids, assume_unique=True)
+    lacking = _without(ids, near_places)
     if vector is not None and len(lacking) and not (near.all and exact) and "vector" not in degraded:
         for start in range(0, len(lacking), MOST_NEIGHBOURS):
             part = lacking[start : start + MOST_NEIGHBOURS]
@@ -81,7 +81,7 @@ def search(cluster: Cluster, index: str, request: SearchRequest, *, has_vectors:
     documents = [*text.documents, *near.documents]
     names = {name: number for number, name in enumerate(dict.fromkeys(documents))}
     document_of = np.empty(len(ids), np.int32)
-    document_of[np.concatenate([text_places, near_places])] = [names[name] for name in documents]
+    document_of[places] = [names[name] for name in documents]
     return Candidates(
         ids=ids.view(np.uint64) ^ _SIGN,
         documents=list(names),
@@ -145,7 +145,7 @@ def _ask(
     for body in bodies.values():
         fixed = {"_source": False, "stored_fields": "_none_", "track_total_hits": False}
         lines += [first, orjson.dumps({**fixed, **body}, option=orjson.OPT_SERIALIZE_NUMPY)]
-    reply = cluster.ask("POST", "/_msearch", b"\n".join(lines) + b"\n", params={"filter_path": _SHOWN}, lines=True)
+    reply = cluster.ask("POST", _PATH, b"\n".join(lines) + b"\n", lines=True)
     found, failed = {}, set()
     error = None
     for (name, body), answer in zip(bodies.items(), reply.body["responses"], strict=True):
@@ -169,6 +169,13 @@ def _hits(answer: Mapping[str, Any], width: int, size: int) -> Hits:
     values = hits["hits"][0]["sort"]
     ids = np.array(values[1::width], np.int64)
     return Hits(ids, np.array(values[0::width], np.float32), values[2::width] if width == 3 else (), len(ids) < size)
+
+
+def _without(ids: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The ids at all other places."""
+    others = np.ones(len(ids), bool)
+    others[places] = False
+    return ids[others]
 
 
 def _ranks(count: int, places: np.ndarray) -> np.ndarray:
