@@ -197,13 +197,13 @@ def _manual(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _chosen(parts: Parts, search: Search, model: ChatModel, question: str) -> dict[str, Any] | None:
     """The model's conditions; None where it has none or no document meets them."""
-    briefs = await parts.session.read(document_service.briefs, search.request.tenant_id, search.request.dataset_ids)
-    summary = metadata_service.summarise([brief.meta_fields for brief in briefs])
+    searched = search.request.tenant_id, search.request.dataset_ids
+    summary = await parts.session.read(metadata_service.summary, *searched)
     allowed = search.documents.stored.get("semi_auto") if search.documents.stored.get("method") == "semi_auto" else None
     names = {item.get("key") if isinstance(item, dict) else item for item in allowed} if isinstance(allowed, list) else summary.keys()
     values = {key: [value for value, _ in entry["values"]] for key, entry in summary.items() if key in names}
     chosen = await choose_conditions(model, question, values)
-    if chosen and any(metadata_service.fulfils(brief.meta_fields, chosen) for brief in briefs):
+    if chosen and await parts.session.read(metadata_service.documents_matching, *searched, chosen):
         return chosen
     return None
 

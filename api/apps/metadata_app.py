@@ -25,8 +25,7 @@ async def summarise_metadata(dataset_id: str) -> Response:
     """Summarise the metadata of a dataset's documents."""
     dataset = await find_dataset(dataset_id, f"You don't own the dataset {dataset_id}. ")
     ids = [document_id.strip() for document_id in request.args.get("doc_ids", "").split(",") if document_id.strip()]
-    briefs = await parts().session.read(document_service.briefs, tenant_id(), [dataset.id], ids or None)
-    return respond.reply({"summary": metadata_service.summarise([brief.meta_fields for brief in briefs])})
+    return respond.reply({"summary": await parts().session.read(metadata_service.summary, tenant_id(), [dataset.id], ids or None)})
 
 
 @api.route("POST", "/datasets/<dataset_id>/metadata/update", body=schema.MetadataChange, data=schema.MetadataChanged)

@@ -84,6 +84,11 @@ def has_values(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return True
 
 
+def summary(tenant_id: str, dataset_ids: Sequence[str], document_ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """What `summarise` says of the datasets' documents, all or those among `document_ids`."""
+    return summarise([brief.meta_fields for brief in document_service.briefs(tenant_id, dataset_ids, document_ids)])
+
+
 def summarise(metas: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Key -> `{"type": ..., "values": [[value, count], ...]}`, values by falling count, the type that of the majority."""
     counts: dict[str, Counter[str]] = {}

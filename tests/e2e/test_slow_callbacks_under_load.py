@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from load.vendor_simulator import Behaviour, VendorSimulator
+from load.vendor_simulator import Behaviour, Request, VendorSimulator
 from tests.e2e import flows
 from tests.e2e.server_process import ServerProcess
 
@@ -36,7 +36,14 @@ kind = "embedding"
 base_url = "{url}"
 dimension = 384
 default = true
+
+[[models]]
+name = "order"
+provider = "Jina"
+kind = "rerank"
+base_url = "{url}"
 """
+RERANKER = "order@Jina"
 
 
 @contextmanager
@@ -46,8 +53,11 @@ def vendor() -> Iterator[str]:
     address: list[str] = []
     up, end = threading.Event(), threading.Event()
 
+    def choose(request: Request) -> Behaviour:
+        return Behaviour(reply=reranked) if request.path.endswith("/rerank") else Behaviour(words=words, dimension=384)
+
     async def run() -> None:
-        async with VendorSimulator(behaviour=Behaviour(words=words, dimension=384)).listen() as simulator:
+        async with VendorSimulator(choose=choose).listen() as simulator:
             address.append(simulator.base_url)
             up.set()
             while not end.is_set():
@@ -64,6 +74,13 @@ def vendor() -> Iterator[str]:
         thread.join()
 
 
+def reranked(body: Mapping[str, Any]) -> Any:
+    """Jina's answer: all documents, in their order, each with its text."""
+    texts = body["documents"]
+    results = [{"index": n, "relevance_score": 1 / (n + 1), "document": {"text": text}} for n, text in enumerate(texts)]
+    return {"model": body["model"], "results": results, "usage": {"total_tokens": len(texts)}}
+
+
 class Caller:
     """What the callers of a server do; each method is one of them, and fails with what the server answered."""
 
@@ -78,7 +95,11 @@ class Caller:
         self.chat = flows.create_chat(server, "mixed", [self.dataset])
         for number in range(60):
             flows.ok(server.call("POST", f"/chats/{self.chat}/sessions", {"name": f"session {number}"}))
-        flows.upload(server, self.dataset, {f"small-{number}.txt": b"Small." for number in range(100)})
+        small = flows.upload(server, self.dataset, {f"small-{number}.txt": b"Small." for number in range(100)})
+        fields = {f"field {n}": f"value {n} " * 20 for n in range(100)}
+        for document in small:
+            flows.ok(server.call("PUT", f"/datasets/{self.dataset}/documents/{document}", {"meta_fields": fields}))
+        self.session_id = flows.ok(server.call("POST", f"/chats/{self.chat}/sessions", {"name": "long"}))["id"]
         self.extractive = flows.create_chat(server, "extractive", [self.dataset], llm_id="extractive@Millrace")
         self.large = flows.create_dataset(server, "large")
         self.large_document = flows.ingest(server, self.large, {"large.txt": b"Large."})[0]
@@ -107,10 +128,19 @@ class Caller:
         for topic in TOPICS:
             body = {"question": f"How many units does {topic} carry over the wheels?", "dataset_ids": [self.dataset], "page_size": 100}
             self.call("POST", "/retrieval", body | {"highlight": True, "explain": True, "include_metadata": True})
+            self.call("POST", "/retrieval", body | {"rerank_id": RERANKER})
+            condition = {"conditions": [{"name": "field 7", "comparison_operator": "contains", "value": "value 7"}]}
+            self.call("POST", "/retrieval", body | {"metadata_condition": condition})
 
     def chat_streamed(self) -> None:
         for topic in TOPICS[:4]:
             self.call("POST", f"/chats/{self.chat}/completions", {"question": f"What is {topic}?", "stream": True})
+
+    def session(self) -> None:
+        path = f"/chats/{self.chat}/completions"
+        for number in range(6):
+            self.call("POST", path, {"question": f"Number {number}?", "session_id": self.session_id, "stream": bool(number % 2)})
+        self.call("GET", f"/chats/{self.chat}/sessions/{self.session_id}")
 
     def chat_whole(self) -> None:
         for topic in TOPICS[:4]:
@@ -153,6 +183,7 @@ class Caller:
         question = f"What of {TOPICS[3]} and {TOPICS[4]}?"
         body = {"question": question, "dataset_ids": [self.large], "page_size": 100, "highlight": True}
         self.call("POST", "/retrieval", body)
+        self.call("POST", "/retrieval", body | {"rerank_id": RERANKER})
         self.call("GET", f"/datasets/{self.large}/documents/{self.large_document}/chunks?page_size=100")
         for chat in self.large_chats:
             for stream in (True, False):
@@ -167,6 +198,11 @@ class Caller:
             self.call("POST", f"/searches/{search}/completions", {"question": f"What of {TOPICS[5]}?"})
             self.call("POST", "/chat/mindmap", {"question": TOPICS[5], "kb_ids": [self.dataset], "search_id": search})
             self.call("POST", "/sessions/related_questions", {"question": TOPICS[5], "search_id": search})
+
+    def ingestion(self) -> None:
+        lines = "\n".join(f"Line {n} of a long text about {TOPICS[n % 10]} and what it is for." for n in range(5_000))
+        made = flows.ingest(self.server, self.dataset, {"long.txt": lines.encode(), "page.html": f"<p>{lines}</p>".encode()})
+        self.call("DELETE", f"/datasets/{self.dataset}/documents", {"ids": made})
 
     def chunk_edits(self) -> None:
         chunks = f"/datasets/{self.dataset}/documents/{self.document}/chunks"
@@ -184,6 +220,7 @@ class Caller:
         self.call("GET", f"/chats/{self.chat}/sessions?page_size=100")
         self.call("GET", "/datasets?page_size=100")
         self.call("GET", f"/datasets/{self.dataset}/metadata/summary")
+        self.call("GET", f"/datasets/{self.dataset}/documents?type=filter")
 
     def documentation(self) -> None:
         for path in ("/openapi.json", "/docs", "/metrics", "/readyz"):
@@ -192,9 +229,9 @@ class Caller:
     @property
     def all(self) -> list[Callable[[], None]]:
         return [
-            self.search, self.chat_streamed, self.chat_whole, self.long_history, self.many_messages, self.long_message, self.large_bodies,
-            self.large_chunks, self.extractive_answers, self.saved_searches, self.uploads, self.chunk_edits, self.lists,
-            self.documentation,
+            self.ingestion, self.search, self.session, self.chat_streamed, self.chat_whole, self.long_history, self.many_messages,
+            self.long_message, self.large_bodies, self.large_chunks, self.extractive_answers, self.saved_searches, self.uploads,
+            self.chunk_edits, self.lists, self.documentation,
         ]  # fmt: skip
 
 
@@ -211,6 +248,7 @@ def watched(tmp_path: Path) -> Iterator[ServerProcess]:
         config = tmp_path / "millrace.toml"
         config.write_text(SETTINGS.format(url=url))
         environ = {"MILLRACE_CONFIG": str(config), "MILLRACE_SLOW_CALLBACK_SECONDS": str(LIMIT_SECONDS), "MILLRACE_LOG_FORMAT": "json"}
+        environ |= {"MILLRACE_PATIENCE_SECONDS": "600"}  # nobody is refused here: what is let in is what holds the loop
         server = ServerProcess(tmp_path / "data", log_file=tmp_path / "server.log", environ=environ)
         try:
             yield server.wait_until_ready()
