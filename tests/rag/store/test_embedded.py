@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -121,50 +122,38 @@ VECTOR_DAMAGE = {
 def test_a_damaged_text_index_is_rebuilt_from_the_record(tmp_path: Path, damage: str):
     fill(tmp_path)
     TEXT_DAMAGE[damage](tmp_path)
-    store = EmbeddedStore(tmp_path)
-    try:
+    with closing(EmbeddedStore(tmp_path)) as store:
         assert_recovers(store)
-    finally:
-        store.close()
 
 
 @pytest.mark.parametrize("damage", VECTOR_DAMAGE)
 def test_a_damaged_vector_file_is_rebuilt_from_the_record(tmp_path: Path, damage: str):
     fill(tmp_path)
     VECTOR_DAMAGE[damage](tmp_path)
-    store = EmbeddedStore(tmp_path)
-    try:
+    with closing(EmbeddedStore(tmp_path)) as store:
         first = ask(store, 42)
         assert first.degraded == ("vector",)
         assert first.ids.tolist() == [42]
         assert_recovers(store)
-    finally:
-        store.close()
 
 
 @pytest.mark.parametrize("damage", ["file missing", "file truncated"])
 def test_a_vector_file_damaged_while_in_use_is_rebuilt(tmp_path: Path, damage: str):
     fill(tmp_path)
-    store = EmbeddedStore(tmp_path)
-    try:
+    with closing(EmbeddedStore(tmp_path)) as store:
         assert ask(store, 42).degraded == ()
         VECTOR_DAMAGE[damage](tmp_path)
         assert ask(store, 42).degraded == ("vector",)
         assert_recovers(store)
-    finally:
-        store.close()
 
 
 def test_a_text_index_removed_while_in_use_is_rebuilt(tmp_path: Path):
     fill(tmp_path)
-    store = EmbeddedStore(tmp_path)
-    try:
+    with closing(EmbeddedStore(tmp_path)) as store:
         assert ask(store, 42).degraded == ()
         shutil.rmtree(tmp_path / TENANT / "text")
         assert ask(store, 42).degraded == ("text",)
         assert_recovers(store)
-    finally:
-        store.close()
 
 
 def test_an_old_copy_of_the_text_index_is_noticed(tmp_path: Path):
@@ -177,11 +166,8 @@ def test_an_old_copy_of_the_text_index_is_noticed(tmp_path: Path):
     store.close()
     shutil.rmtree(folder)
     shutil.copytree(tmp_path / "copy", folder)
-    store = EmbeddedStore(tmp_path)
-    try:
+    with closing(EmbeddedStore(tmp_path)) as store:
         assert_recovers(store)
-    finally:
-        store.close()
 
 
 @pytest.fixture
@@ -242,13 +228,10 @@ def test_an_old_copy_of_the_text_index_is_noticed_when_the_log_was_pruned(tmp_pa
     tenant.record.prune(tenant.record.head(), keep=1)
     shutil.rmtree(folder)
     shutil.copytree(tmp_path / "copy", folder)
-    store = EmbeddedStore(tmp_path)
-    try:
+    with closing(EmbeddedStore(tmp_path)) as store:
         ask(store, 42)
         wait_until(lambda: text_folder(tmp_path).name != folder.name)
         assert_recovers(store)
-    finally:
-        store.close()
 
 
 def test_another_analyser_version_analyses_again(tmp_path: Path):
@@ -257,20 +240,14 @@ def test_another_analyser_version_analyses_again(tmp_path: Path):
     def analyse(chunk: Chunk) -> ChunkTerms:
         return ChunkTerms(content=f"all new{int(chunk.id, 16)}")
 
-    store = EmbeddedStore(tmp_path, analyser_version="2", analyse=analyse)
-    try:
+    with closing(EmbeddedStore(tmp_path, analyser_version="2", analyse=analyse)) as store:
         request = SearchRequest(TENANT, ("d1",), terms=(Term("new42"),))
         wait_until(lambda: store.search(request).degraded == ())
         assert store.search(request).ids.tolist() == [42]
         assert store.get(TENANT, [f"{42:016x}"])[0].terms.content == "all new42"
         assert store.search(SearchRequest(TENANT, ("d1",), terms=(Term("w42"),))).ids.tolist() == []
-    finally:
-        store.close()
-    store = EmbeddedStore(tmp_path, analyser_version="2", analyse=lambda _: pytest.fail("analysed again without need"))
-    try:
+    with closing(EmbeddedStore(tmp_path, analyser_version="2", analyse=lambda _: pytest.fail("analysed again without need"))) as store:
         assert store.search(request).ids.tolist() == [42]
-    finally:
-        store.close()
 
 
 def test_a_chunk_that_the_index_refuses_does_not_stop_the_others(tmp_path: Path, monkeypatch):
@@ -282,16 +259,13 @@ def test_a_chunk_that_the_index_refuses_does_not_stop_the_others(tmp_path: Path,
         whole(self, rows)
 
     monkeypatch.setattr(leader_module.TextWriter, "apply", refuse_one)
-    store = EmbeddedStore(tmp_path)
-    try:
+    with closing(EmbeddedStore(tmp_path)) as store:
         store.put(TENANT, [make(n, "poison" if n == 150 else "") for n in range(COUNT)], vectors(), "s")
         assert len(store.search(SearchRequest(TENANT, ("d1",), terms=(Term("all"),))).ids) == COUNT - 1
         assert store.search(SearchRequest(TENANT, ("d1",), vector=vectors()[150], space="s", vector_k=1)).ids.tolist() == [150]
         shutil.rmtree(tmp_path / TENANT / "text")
         assert ask(store, 42).degraded == ("text",)
         wait_until(lambda: ask(store, 42).degraded == ())
-    finally:
-        store.close()
 
 
 # ---------------------------------------------------------------------------------------------------- disks
@@ -308,8 +282,7 @@ def small_disk(tmp_path: Path):
 
 
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(small_disk: Path):
-    store = EmbeddedStore(small_disk)
-    try:
+    with closing(EmbeddedStore(small_disk)) as store:
         store.put(TENANT, [make(n) for n in range(COUNT)], vectors(), "s")
         stored = 0
 
@@ -326,14 +299,11 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(small_disk: Path):
         count = store.count(TENANT, ChunkSelector(dataset_ids=("d2",)))
         assert count in (stored, stored + 100)  # all of the last batch or nothing
         assert ask(store, 42).ids.tolist() == [42]
-    finally:
-        store.close()
 
 
 def test_it_goes_on_when_the_disk_has_room_again(small_disk: Path):
     ballast = small_disk / "ballast"
-    store = EmbeddedStore(small_disk)
-    try:
+    with closing(EmbeddedStore(small_disk)) as store:
         store.put(TENANT, [make(n) for n in range(COUNT)], vectors(), "s")
         with pytest.raises(OSError, match="No space"):
             ballast.write_bytes(bytes(16 << 20))
@@ -345,8 +315,6 @@ def test_it_goes_on_when_the_disk_has_room_again(small_disk: Path):
         assert ask(store, 42).ids.tolist() == [42]
         found = store.search(SearchRequest(TENANT, ("d2",), terms=(Term("later"),)))
         assert len(found.ids) == 10
-    finally:
-        store.close()
 
 
 def test_a_read_only_disk_is_a_clear_error(small_disk: Path):
@@ -366,47 +334,37 @@ def test_a_record_that_is_not_a_database_is_unavailable_and_left_alone(tmp_path:
     (tmp_path / TENANT).mkdir()
     record = tmp_path / TENANT / "chunks.sqlite3"
     record.write_bytes(b"not a database " * 1000)
-    store = EmbeddedStore(tmp_path)
-    try:
+    with closing(EmbeddedStore(tmp_path)) as store:
         with pytest.raises(Unavailable):
             store.count(TENANT, ChunkSelector(dataset_ids=("d1",)))
         assert record.read_bytes() == b"not a database " * 1000
-    finally:
-        store.close()
 
 
 # ---------------------------------------------------------------------------------------------------- upkeep
 @pytest.mark.parametrize("tenant", ["", "..", "../" + "a" * 29, "A" * 32, "a" * 31, "/" + "a" * 31])
 def test_a_tenant_id_that_we_would_not_make_never_becomes_a_path(tmp_path: Path, tenant: str):
-    store = EmbeddedStore(tmp_path / "store")
-    try:
+    with closing(EmbeddedStore(tmp_path / "store")) as store:
         with pytest.raises(InvalidArgument):
             store.get(tenant, ["0" * 16])
         with pytest.raises(InvalidArgument):
             store.drop_tenant(tenant)
         assert list(tmp_path.glob("*/*")) == []
-    finally:
-        store.close()
 
 
 def test_only_so_many_tenants_stay_open(tmp_path: Path):
-    store = EmbeddedStore(tmp_path, max_open=2)
-    try:
+    with closing(EmbeddedStore(tmp_path, max_open=2)) as store:
         tenants = [f"{n:032x}" for n in range(6)]
         for tenant in tenants:
             store.put(tenant, [make(1, "word")], None, "s")
         for tenant in tenants * 2:
             assert store.search(SearchRequest(tenant, ("d1",), terms=(Term("word"),))).ids.tolist() == [1]
         wait_until(lambda: len(store._open) <= 2)
-    finally:
-        store.close()
 
 
 def test_dead_slots_are_dropped_and_empty_files_removed(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(leader_module, "_IDLE_SECONDS", 0.0)
     monkeypatch.setattr(leader_module, "_COMPACT_DEAD_ABOVE", 10)
-    store = EmbeddedStore(tmp_path)
-    try:
+    with closing(EmbeddedStore(tmp_path)) as store:
         store.put(TENANT, [make(n) for n in range(COUNT)], vectors(), "s")
         store.put(TENANT, [make(1000 + n, "x", "d2") for n in range(5)], vectors(5), "s")
         size = 64 + 100 * 16 * 2
@@ -419,8 +377,6 @@ def test_dead_slots_are_dropped_and_empty_files_removed(tmp_path: Path, monkeypa
         assert ask(store, 250).vector_scores[0] == pytest.approx(1.0, abs=2e-3)
         store.put(TENANT, [make(n) for n in range(50)], vectors()[:50], "s")
         assert ask(store, 42).ids.tolist() == [42]
-    finally:
-        store.close()
 
 
 def test_files_of_killed_writers_are_swept_away(tmp_path: Path, monkeypatch):
@@ -428,13 +384,10 @@ def test_files_of_killed_writers_are_swept_away(tmp_path: Path, monkeypatch):
     fill(tmp_path)
     stray = tmp_path / TENANT / "vectors" / "77-1.f16"
     stray.write_bytes(b"left over")
-    store = EmbeddedStore(tmp_path)
-    try:
+    with closing(EmbeddedStore(tmp_path)) as store:
         store.flush(TENANT)
         wait_until(lambda: not stray.exists())
         assert ask(store, 42).degraded == ()
-    finally:
-        store.close()
 
 
 def test_the_change_log_is_pruned_and_others_catch_up(tmp_path: Path, monkeypatch):
@@ -478,14 +431,11 @@ def test_nothing_works_after_close_and_nothing_hangs(tmp_path: Path):
 
 
 def test_searching_for_a_tenant_that_put_nothing_makes_no_folder(tmp_path: Path):
-    store = EmbeddedStore(tmp_path)
-    try:
+    with closing(EmbeddedStore(tmp_path)) as store:
         assert ask(store, 1).ids.tolist() == []
         assert list(tmp_path.iterdir()) == []
         store.put(TENANT, [make(7)], vectors()[7:8], "s")
         assert ask(store, 7).ids.tolist() == [7]
-    finally:
-        store.close()
 
 
 def test_health_is_red_and_says_what_to_do_while_a_record_is_unusable(tmp_path: Path):
