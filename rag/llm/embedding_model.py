@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 
 from rag.errors import ProviderBadReply, Unavailable
+from rag.llm.cutting import cut, estimated_tokens, windows
 from rag.llm.endpoint import Endpoint
 from rag.llm.languages import scripts_of, understood_share
 from rag.llm.resilience import Guard
 from rag.llm.transport import Transport
 from rag.llm.vectors import unit_rows
 
+_SPECIAL_TOKENS = 8
+
 
 class OpenAIEmbedder:
     """An `Embedder`. `name` is the model's name as its endpoint knows it.
 
     The dimension is the configured one or, without one, that of the first answer; until then `dimension` and `space` raise
-    `Unavailable`. An answer of another dimension is an error.
+    `Unavailable`. An answer of another dimension is an error. A text longer than `context_tokens` (estimated) is sent in windows,
+    and its vector is their mean by length; of a question only the beginning counts.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class OpenAIEmbedder:
         tokenizer_path: Path,
         *,
         dimension: int | None = None,
+        context_tokens: int = 8192,
         max_batch: int = 32,
         languages: Sequence[str] = (),
         query_prompt: str = "",
@@ -44,6 +49,7 @@ class OpenAIEmbedder:
         self._guard = guard
         self._dimension = dimension
         self._max_batch = max_batch
+        self._context_tokens = context_tokens - _SPECIAL_TOKENS
         self._scripts = scripts_of(languages, endpoint.model)
         self._query_prompt = query_prompt
         self._document_prompt = document_prompt
@@ -66,19 +72,30 @@ class OpenAIEmbedder:
 
     async def embed_query(self, text: str) -> np.ndarray:
         """float32 `[dimension]`, unit length. Raises `ProviderError`."""
-        return (await self._embed([self._query_prompt + text]))[0]
+        return (await self._embed([self._query_prompt + cut(text, self._room(self._query_prompt))]))[0]
 
     async def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
         """float32 `[len(texts), dimension]`, unit length, in the order given. Raises `ProviderError`."""
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
-        prompted = [self._document_prompt + text for text in texts]
+        pieces = [windows(text, self._room(self._document_prompt)) for text in texts]
+        prompted = [self._document_prompt + piece for of_text in pieces for piece in of_text]
         starts = range(0, len(prompted), self._max_batch)
-        return np.concatenate([await self._embed(prompted[start : start + self._max_batch]) for start in starts])
+        vectors = np.concatenate([await self._embed(prompted[start : start + self._max_batch]) for start in starts])
+        return vectors if len(vectors) == len(texts) else self._joined(vectors, pieces)
 
     def trust(self, text: str) -> float:
         """The share of the text's letters that belong to the model's languages; 1.0 when none were named."""
         return understood_share(text, self._scripts)
+
+    def _room(self, prompt: str) -> int:
+        return max(1, self._context_tokens - round(estimated_tokens(prompt)))
+
+    def _joined(self, vectors: np.ndarray, pieces: Sequence[Sequence[str]]) -> np.ndarray:
+        """A vector for each text, of those of its pieces."""
+        starts = np.cumsum([0, *(len(of_text) for of_text in pieces[:-1])])
+        lengths = np.array([[len(piece)] for of_text in pieces for piece in of_text], dtype=np.float32)
+        return unit_rows(np.add.reduceat(vectors * np.maximum(lengths, 1), starts), self._endpoint.model)
 
     async def _embed(self, texts: Sequence[str]) -> np.ndarray:
         # base64 is a third of the bytes of decimal numbers and no work to parse; endpoints that cannot do it send numbers.

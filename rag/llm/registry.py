@@ -277,10 +277,9 @@ class Registry:
         concurrency = min(other.concurrency or _CONCURRENCY[spec.kind] for other in siblings)
         turns = self._turns.setdefault((spec.provider, spec.kind), Turns(concurrency))
         calls = Calls(spec.identifier, spec.kind, self._observer)
-        attempts = 2 if spec.kind == "embedding" else 1  # a reranker's attempts share its time: somebody waits, and another may be asked
-        return Guard(
-            spec.identifier, turns, attempts * spec.timeout_seconds, breaker=breaker, repeats_failures=repeats_failures, calls=calls
-        )
+        # A reranker's attempts share its time: somebody waits, and another one may be asked.
+        seconds = spec.timeout_seconds * (2 if spec.kind == "embedding" else 1)
+        return Guard(spec.identifier, turns, seconds, breaker=breaker, repeats_failures=repeats_failures, calls=calls)
 
 
 def _with_built_in(specs: Sequence[ModelSpec]) -> list[ModelSpec]:

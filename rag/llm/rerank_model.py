@@ -13,8 +13,9 @@ import numpy as np
 
 from rag.deadline import seconds_left, within
 from rag.errors import DeadlineExceeded, InvalidArgument
+from rag.llm.cutting import cut, estimated_tokens
 from rag.llm.endpoint import Endpoint
-from rag.llm.rerank_wire import cut, estimated_tokens, join_url, placed_scores, scaled, token_count, total_tokens
+from rag.llm.rerank_wire import join_url, placed_scores, scaled, token_count, total_tokens
 from rag.llm.resilience import Guard
 from rag.llm.transport import RequestRejected, Transport
 

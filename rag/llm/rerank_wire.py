@@ -1,4 +1,4 @@
-"""The pure half of reranking: where a vendor listens, what fits into its model, and what its answer means. No I/O."""
+"""The pure half of reranking: where a vendor listens and what its answer means. No I/O."""
 
 import math
 import re
@@ -13,7 +13,6 @@ from rag.errors import ProviderBadReply, SettingsError
 # A score is rounded on its way: this far outside of [0, 1] is still a probability.
 _ROUNDING = 1e-3
 _STEEPEST_LOGIT = 80.0
-_ASCII_CHARACTERS_PER_TOKEN = 3
 _VERSION_SEGMENT = re.compile(r"v\d+")
 _TOKEN_COUNTS = (
     ("usage", "total_tokens"),
@@ -45,26 +44,6 @@ def join_url(base_url: str, path: str) -> str:
         wanted = [version if segment == "v1" else segment for segment in wanted]
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, "/" + "/".join([*prefix, *wanted]), parts.query, ""))
-
-
-def estimated_tokens(text: str) -> float:
-    """About how many tokens the text takes: the vendor's tokenizer is not ours.
-
-    ASCII counts a token for three characters (four is usual in English), anything else a token a character.
-    """
-    narrow = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
-    return narrow / _ASCII_CHARACTERS_PER_TOKEN + (len(text) - narrow)
-
-
-def cut(text: str, max_tokens: int) -> str:
-    """The beginning of the text that takes about `max_tokens`. What is no UTF-8 (half a surrogate pair) becomes a question mark."""
-    head = text[: max_tokens * _ASCII_CHARACTERS_PER_TOKEN]
-    if head.isascii():
-        return head
-    head = head.encode("utf-8", "replace").decode()
-    while (tokens := estimated_tokens(head)) > max_tokens:
-        head = head[: int(len(head) * max_tokens / tokens)]
-    return head
 
 
 def placed_scores(entries: Any, count: int, key: str, model: str) -> np.ndarray:

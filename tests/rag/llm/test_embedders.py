@@ -152,3 +152,21 @@ async def test_a_vendor_that_is_gone_is_an_error_of_ours(open_remote: Open) -> N
         pass
     with pytest.raises(ProviderUnreachable, match="tiny@Acme"):
         await open_remote(closed.base_url).embed_query("hello")
+
+
+async def test_a_text_longer_than_the_model_reads_is_the_mean_of_its_windows(open_remote: Open, vendor: VendorSimulator) -> None:
+    embedder = open_remote(vendor.base_url, context_tokens=108, max_batch=2, document_prompt="")
+    long = "a" * 300 + "b" * 300 + "c" * 150
+    vectors = await embedder.embed_documents(["short", long, ""])
+    assert [request.body["input"] for request in vendor.requests] == [["short", "a" * 300], ["b" * 300, "c" * 150], [""]]
+    assert vectors.shape == (3, 8)
+    parts = await embedder.embed_documents(["a" * 300, "b" * 300, "c" * 150])
+    mean = np.average(parts, axis=0, weights=[2, 2, 1])
+    assert vectors[1] == pytest.approx(mean / np.linalg.norm(mean), abs=1e-6)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+
+
+async def test_of_a_question_longer_than_the_model_reads_the_beginning_counts(open_remote: Open, vendor: VendorSimulator) -> None:
+    embedder = open_remote(vendor.base_url, context_tokens=110, query_prompt="query:")
+    await embedder.embed_query("when " * 1_000_000)
+    assert vendor.requests[0].body["input"] == ["query:" + ("when " * 100)[:300]]

@@ -138,12 +138,11 @@ async def test_questions_are_embedded_while_it_reads(
     models = Registry([spec], {}, transport, query_lane=query_lane, document_lane=document_lane, rerank_lane=lane, cache_dir=graph_cache)
     try:
         await models.warm()
-        reranking = [asyncio.create_task(models.reranker("tiny@Local").async_similarity(QUERY, MANY)) for _ in range(3)]
+        reranking = [asyncio.create_task(models.reranker("tiny@Local").async_similarity(QUERY, MANY * 10)) for _ in range(3)]
         for number in range(5):
             await models.embedder().embed_query(f"question {number}")
         assert (lane.state.busy, lane.state.queued) == (1, 2)
         assert not reranking[0].done()
-        assert (await reranking[0])[0].shape == (64,)
         for task in reranking:
             task.cancel()
         await asyncio.gather(*reranking, return_exceptions=True)

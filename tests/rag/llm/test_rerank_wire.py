@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag.errors import ProviderBadReply, SettingsError
+from rag.llm.cutting import cut, estimated_tokens, windows
 from rag.llm.rerank_model import VENDORS, GPUStackRerank, LocalAIRerank, NvidiaRerank, OpenAI_APIRerank, VendorReranker, XInferenceRerank
-from rag.llm.rerank_wire import cut, estimated_tokens, join_url, placed_scores, scaled, token_count, total_tokens
+from rag.llm.rerank_wire import join_url, placed_scores, scaled, token_count, total_tokens
 
 OWN_SERVERS = (LocalAIRerank, GPUStackRerank, XInferenceRerank)
 URLS = [
@@ -199,3 +200,11 @@ def test_a_cut_text_fits_is_a_beginning_and_can_be_encoded(text: str, max_tokens
 def test_what_fits_is_not_cut() -> None:
     for text in ("word " * 30, "海" * 50, ""):
         assert cut(text, 50) == text
+
+
+@given(st.text(), st.integers(1, 20))
+def test_windows_leave_nothing_out(text: str, max_tokens: int) -> None:
+    pieces = windows(text, max_tokens)
+    assert "".join(pieces) == text.encode("utf-8", "replace").decode()
+    assert all(piece or not text for piece in pieces)
+    assert all(estimated_tokens(piece) <= max_tokens for piece in pieces)
