@@ -64,7 +64,7 @@ async def check(settings: Settings, environ: Mapping[str, str], *, files: bool =
     except SettingsError as error:
         findings.append(Finding("settings", str(error), "change the setting that is named"))
     except MillraceError as error:
-        findings.append(Finding("start", str(error), REMEDIES["database"]))
+        findings.append(Finding("start", str(error), _remedy("database", settings)))
     for finding in findings:
         print(f"{'MEND' if finding.remedy else 'ok  '}  {finding.subject}: {finding.state}")
         if finding.remedy:
