@@ -2,7 +2,8 @@
 
 For tests, load runs and the operator whose event loop lags. CPU time and not the clock, so that a busy machine, which may stop the
 thread anywhere, accuses nobody. Works with any loop: each task's coroutine is wrapped so that its steps can be timed, which costs
-about a microsecond a step; a thread looks where the loop's thread is when a step has been running for long.
+one and a half microseconds a step; a thread looks where the loop's thread is when a step has been running for long, and whether
+the loop is busy for long without any step: then it is a callback (a protocol's, a timer's) that holds it.
 """
 
 import asyncio
@@ -19,6 +20,9 @@ from types import FrameType
 from typing import Any
 
 LOOK_SECONDS = 0.005
+# of the time between two looks: less CPU means that the loop rested in between
+BUSY_SHARE = 0.05
+CALLBACK = "callback"
 ROOT = str(Path(__file__).parents[1]) + os.sep
 INNERMOST = 3
 OURS = 5
@@ -26,7 +30,10 @@ OURS = 5
 
 @dataclass(frozen=True, slots=True)
 class SlowStep:
-    """A task's step that held the loop: CPU seconds, the task's coroutine, and where it was seen most often, innermost last."""
+    """A task's step that held the loop: CPU seconds, the task's coroutine, and where it was seen most often, innermost last.
+
+    Of a callback outside of any task, `task` is `CALLBACK`, and it may have gone on after it was reported.
+    """
 
     seconds: float
     task: str
@@ -38,8 +45,11 @@ Report = Callable[[SlowStep], None]
 
 @contextmanager
 def watching(loop: asyncio.AbstractEventLoop, seconds: float, report: Report) -> Iterator[None]:
-    """Report, on the loop, each step of a task begun inside the block that takes longer than `seconds`. Call it on the loop's thread."""
-    watch = _Watch(seconds, report)
+    """Report, on the loop, each step of a task begun inside the block that takes longer than `seconds`, and each callback.
+
+    Call it on the loop's thread.
+    """
+    watch = _Watch(loop, seconds, report)
     before = loop.get_task_factory()
     loop.set_task_factory(watch.make_task)
     looking = threading.Thread(target=watch.look, args=(threading.get_ident(),), name="millrace-slow-callbacks", daemon=True)
@@ -53,23 +63,47 @@ def watching(loop: asyncio.AbstractEventLoop, seconds: float, report: Report) ->
 
 
 class _Watch:
-    def __init__(self, seconds: float, report: Report) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, report: Report) -> None:
+        self.loop = loop
         self.seconds = seconds
         self.report = report
         self.ended = threading.Event()
         self.step: list[tuple[str, ...]] | None = None  # where the step under way was seen; None between steps
+        self.steps = 0
 
     def make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         return asyncio.Task(_Timed(coroutine, self), loop=loop, **options)
 
     def look(self, thread: int) -> None:
-        """On a thread of its own: note where a step is that goes on for long."""
-        seen_before: list[tuple[str, ...]] | None = None
+        """On a thread of its own: note where a step is that goes on for long, and whether something else does."""
+        clock = time.pthread_getcpuclockid(thread)
+        before: list[tuple[str, ...]] | None = None
+        steps, looked, used = -1, time.monotonic(), time.clock_gettime(clock)
+        outside = _Outside(used)
         while not self.ended.wait(LOOK_SECONDS):
             step = self.step
-            if step is not None and step is seen_before:
+            if step is not None and step is before:
                 step.append(_places(sys._current_frames().get(thread)))
-            seen_before = step
+            before = step
+            begun = self.steps  # read before the clock, and compared after it: no step's time may count as a callback's
+            last_look, looked, last_used, used = looked, time.monotonic(), used, time.clock_gettime(clock)
+            rested = used - last_used < BUSY_SHARE * (looked - last_look)
+            if rested or self.step is not None or self.steps != steps:
+                outside, steps = _Outside(used), begun
+                continue
+            outside.seen.append(_places(sys._current_frames().get(thread)))
+            if used - outside.since > self.seconds and not outside.told:
+                outside.told = True
+                self.loop.call_soon_threadsafe(self.report, SlowStep(used - outside.since, CALLBACK, _most_seen(outside.seen)))
+
+
+class _Outside:
+    """The loop at work without a task's step: since when (its thread's CPU seconds), where it was seen, whether that was reported."""
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.seen: list[tuple[str, ...]] = []
+        self.told = False
 
 
 class _Timed(Coroutine[Any, Any, Any]):
@@ -95,6 +129,7 @@ class _Timed(Coroutine[Any, Any, Any]):
 
     def _step(self, call: Callable[..., Any], *values: Any) -> Any:
         watch = self._watch
+        watch.steps += 1
         watch.step = seen = []
         started = time.thread_time()
         try:
@@ -103,7 +138,11 @@ class _Timed(Coroutine[Any, Any, Any]):
             spent = time.thread_time() - started
             watch.step = None
             if spent > watch.seconds:
-                watch.report(SlowStep(spent, self.__qualname__, Counter(seen).most_common(1)[0][0] if seen else ()))
+                watch.report(SlowStep(spent, self.__qualname__, _most_seen(seen)))
+
+
+def _most_seen(seen: list[tuple[str, ...]]) -> tuple[str, ...]:
+    return Counter(seen).most_common(1)[0][0] if seen else ()
 
 
 def _places(frame: FrameType | None) -> tuple[str, ...]:

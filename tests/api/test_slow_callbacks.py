@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from api.slow_callbacks import SlowStep, watching
+from api.slow_callbacks import CALLBACK, SlowStep, watching
 
 LIMIT = 0.02
 
@@ -41,6 +41,32 @@ def test_a_step_that_holds_the_loop_is_named_with_where_it_was(new_loop: Callabl
     assert 3 * LIMIT <= step.seconds < 10 * LIMIT
     assert step.frames[-1].endswith(" burn")
     assert any(frame.endswith(" culprit") for frame in step.frames)
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_callback_outside_of_tasks_that_holds_the_loop_is_named_too(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def work() -> None:
+        asyncio.get_running_loop().call_soon(burn, 10 * LIMIT)
+        await asyncio.sleep(11 * LIMIT)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        steps = runner.run(seen_while(work))
+    # told twice where the machine stopped the thread for so long that the loop seemed to rest
+    assert {step.task for step in steps} == {CALLBACK}
+    assert all(step.seconds > LIMIT and step.frames[-1].endswith(" burn") for step in steps)
+
+
+async def test_many_short_callbacks_with_rests_between_are_nobody_s_fault() -> None:
+    def tick(left: int) -> None:
+        burn(LIMIT / 10)
+        if left:
+            asyncio.get_running_loop().call_later(0.02, tick, left - 1)
+
+    async def work() -> None:
+        tick(20)
+        await asyncio.sleep(0.6)
+
+    assert await seen_while(work) == []
 
 
 async def test_many_short_steps_of_a_task_are_nobody_s_fault() -> None:
