@@ -6,11 +6,11 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.e2e.server_process import MODEL_CACHE, ROOT, Caller, ServerProcess
-from tests.services import elasticsearch, nginx, postgres, s3
+from tests.services import elasticsearch, nginx, postgres, redis, s3
 from tests.services.missing import missing
 
 SERVERS = 2
@@ -27,6 +27,7 @@ class Topology:
     folder: Path
     node: elasticsearch.Node
     bucket: s3.S3
+    workers: list[ServerProcess] = field(default_factory=list)
 
     @property
     def database_url(self) -> str:
@@ -46,12 +47,14 @@ class Topology:
 
     def start_worker(self) -> ServerProcess:
         """A host that only ingests."""
-        return ServerProcess(self.folder / "worker", log_file=self.folder / "worker.log", environ=self.environ, command="worker")
+        worker = ServerProcess(self.folder / "worker", log_file=self.folder / "worker.log", environ=self.environ, command="worker")
+        self.workers.append(worker)
+        return worker
 
     def kill(self) -> None:
-        """End every server at once."""
-        for server in self.servers:
-            server.kill()
+        """End every server and worker at once."""
+        for process in (*self.servers, *self.workers):
+            process.kill()
 
     def tenant(self, name: str) -> "Front":
         """Somebody who calls nginx with the key of a tenant of their own."""
@@ -94,6 +97,7 @@ def require_services() -> None:
     for is_installed, reason in (
         (nginx.program() is not None, nginx.MISSING),
         (postgres.installed(), postgres.INSTALL),
+        (redis.program() is not None, redis.INSTALL),
         (s3.is_installed(), s3.MISSING),
     ):
         if not is_installed:
@@ -106,12 +110,14 @@ def topology(folder: Path, more: Mapping[str, str] | None = None) -> Iterator[To
     with ExitStack() as stack:
         database = stack.enter_context(postgres.postgres()).create_database("millrace")
         node = stack.enter_context(elasticsearch.elasticsearch())
+        cache = stack.enter_context(redis.redis_server())
         bucket = stack.enter_context(s3.s3(folder))
         environ = {
             "MILLRACE_CACHE_DIR": str(MODEL_CACHE),
             "MILLRACE_DATABASE_URL": database,
             "MILLRACE_STORE": "elasticsearch",
             "MILLRACE_ELASTICSEARCH_HOSTS": node.url,
+            "MILLRACE_REDIS_URL": cache.url,
             "MILLRACE_BLOB_URL": f"s3://{s3.BUCKET}/{uuid.uuid4().hex}",
             **bucket.environ,
             **(more or {}),
