@@ -37,6 +37,7 @@ ANSWER_TOKENS = 40
 REAL_CONTEXT_TOKENS = 420
 REAL_CHUNK_TOKENS = 96
 REAL_RERANK_TOKENS = 160
+SLOW_CALLBACK_SECONDS = 0.02  # of the loop thread's CPU time: nothing of ours may take longer
 REAL_RERANK_CANDIDATES = 4
 
 
@@ -139,7 +140,7 @@ def _share(times: Sequence[tuple[float, int]], share: float) -> float:
 def own_words(server: ServerProcess, cpu: float) -> str:
     """What the server says of itself: what it used, left out, refused and tried again."""
     _, raw = server.get("/metrics")
-    wanted = ("millrace_degraded_total", "millrace_refus", "millrace_retries", "millrace_vendor_errors")
+    wanted = ("millrace_degraded_total", "millrace_refused", "millrace_vendor_retries", "millrace_vendor_calls")
     lines = [line for line in raw.decode().splitlines() if line.startswith(wanted) and not line.endswith(" 0.0")]
     memory = memory_of(server.process.pid)
     return "\n".join([f"server: {cpu:.1f} s of CPU, {memory.resident >> 20} MB resident", *lines])
@@ -153,6 +154,7 @@ def run(options: argparse.Namespace) -> bool:
         models = stack.enter_context(simulated_models(options) if simulated else real_models())
         (folder / "millrace.toml").write_text(toml(models))
         environ = {"MILLRACE_CONFIG": str(folder / "millrace.toml"), KEY_VARIABLE: API_KEY, "MILLRACE_LOG_LEVEL": "warning"}
+        environ["MILLRACE_SLOW_CALLBACK_SECONDS"] = str(SLOW_CALLBACK_SECONDS)
         if not simulated:
             environ["MILLRACE_RERANK_CANDIDATES"] = str(REAL_RERANK_CANDIDATES)
         server = ServerProcess(folder / "data", log_file=folder / "server.log", environ=environ)
@@ -165,10 +167,12 @@ def run(options: argparse.Namespace) -> bool:
         statistics = run_locust(server.url, scene, options.users, options.seconds)
         print(f"\n{table(statistics, options.seconds)}\n")
         print(own_words(server, cpu_seconds(server.process.pid) - used))
+        held = [line for line in server.logs.splitlines() if "event loop held" in line]
+        print("\n".join([f"event loop held for more than {SLOW_CALLBACK_SECONDS * 1000:g} ms: {len(held)} times", *held[:10]]))
         (OUT / "server.log").write_text(server.logs)
     failures = sum(entry["num_failures"] for entry in statistics)
     print(f"\n{failures} requests failed; report: {(OUT / 'report.html').relative_to(ROOT)}")
-    return failures == 0
+    return failures == 0 and not held
 
 
 def main() -> None:
