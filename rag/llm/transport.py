@@ -158,7 +158,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 def _dump(body: Mapping[str, Any]) -> bytes:
     try:
-        return orjson.dumps(body)
+        # Copied: orjson's bytes keep the 32 KB it wrote into, and a stream holds its request for as long as it lasts.
+        return memoryview(orjson.dumps(body)).tobytes()
     except orjson.JSONEncodeError:
         # A lone surrogate in a text, which no JSON can hold, becomes a question mark.
         return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
