@@ -101,7 +101,7 @@ def _offer(url: str, requests: Sequence[bytes], stretches: Sequence[tuple[float,
     dues = _times(seen.started, stretches)
     due = next(dues, None)
     with selectors.EpollSelector() as selector:
-        while due is not None or selector.get_map():
+        while True:
             now = time.perf_counter()
             while due is not None and due <= now:
                 caller = idle.pop() if idle else _Caller(address)
@@ -111,6 +111,8 @@ def _offer(url: str, requests: Sequence[bytes], stretches: Sequence[tuple[float,
                 caller.asked = due
                 selector.register(caller.socket, selectors.EVENT_READ, caller)
                 due = next(dues, None)
+            if due is None and not selector.get_map():
+                break
             events = selector.select(STALLED_SECONDS if due is None else max(0.0, due - now))
             if not events and due is None and selector.get_map():
                 raise TimeoutError(f"no answer for {STALLED_SECONDS:g} seconds")
@@ -166,11 +168,13 @@ def _drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | N
     started = seen.started
     until = started + seconds if seconds is not None else float("inf")
     with selectors.EpollSelector() as selector:
-        while begun < callers or selector.get_map():
+        while True:
             now = time.perf_counter()
             while begun < callers and now >= started + ramp_seconds * begun / callers:
                 begun += 1
                 _begin(_Caller(address), waiting if now < until else iter(()), selector)
+            if begun == callers and not selector.get_map():
+                break
             pause = started + ramp_seconds * begun / callers - now if begun < callers else STALLED_SECONDS
             events = selector.select(max(0.0, pause))
             if not events and begun == callers and selector.get_map():

@@ -6,6 +6,7 @@ together, by classes of this module. A thread samples how many threads are busy,
 """
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import sys
@@ -44,6 +45,7 @@ ROOT = Path(__file__).parents[1]
 MODEL_CACHE = ROOT / ".cache" / "models"
 EXECUTOR_THREADS = 35
 SAMPLE_SECONDS = 0.005
+BEAT_SECONDS = 0.01
 START_SECONDS = 60.0
 DIMENSION = 384
 # what the staged store finds for every question: as many as a page and a reranker can tell apart, of a usual length
@@ -87,14 +89,21 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What was seen since the last time they were asked for. `busy` counts samples by how many threads of all lanes worked, `outside`
-    by how many of them did anything but wait for the staged store; `reranking` those samples in which a reranker was waited for."""
+    by how many of them did anything but wait for the staged store. `late` counts by how many milliseconds, rounded down, the event
+    loop woke a timer too late; `longest_collection_ms` is the longest pause for the garbage collector."""
 
     busy: Mapping[int, int]
     outside: Mapping[int, int]
     by_lane: Mapping[str, Mapping[int, int]]
-    reranking: int
-    samples: int
+    late: Mapping[int, int]
+    longest_collection_ms: float
     held: Held
+
+    @property
+    def loop(self) -> str:
+        """How the event loop fared, in words."""
+        late = f"{share_below(self.late, 0.5)} ms (median), {share_below(self.late, 0.99)} (p99), {max(self.late, default=0)} (most)"
+        return f"event loop late by {late}; longest garbage collection {self.longest_collection_ms:.0f} ms"
 
 
 def share_below(counts: Mapping[int, int], share: float) -> int:
@@ -203,6 +212,7 @@ async def _perform(channel: Connection, play: Play, data_dir: Path) -> None:
             serve.create_app = _hold_a_thread(serve.create_app, lanes[0])
         sampler = Sampler(list(dict.fromkeys(lanes)), asyncio.get_running_loop(), watch)
         sampler.start()
+        sampler.listen()
         channel.send((url, api_key, scene.dataset_id, scene.chats))
         threading.Thread(target=_answer, args=(channel, sampler, parts.store, threading.get_ident()), daemon=True).start()
         await serve.serve(parts, listener)
@@ -253,7 +263,7 @@ def _staged_parts(parts: Parts, play: Play, scene: Scene, watch: "Watch") -> Par
     if play.store_seconds is not None:
         parts = replace(parts, store=StagedStore(parts.store, play.store_seconds, scene, watch))
     instant = play.store_seconds is not None and not play.embeds
-    models = StagedModels(parts.models, watch, instant=instant, blocking=play.executor == "rerank")
+    models = StagedModels(parts.models, instant=instant, blocking=play.executor == "rerank")
     return replace(parts, models=models)  # type: ignore[arg-type]
 
 
@@ -262,12 +272,11 @@ def _executor(parts: Parts) -> Lane:
 
 
 class Watch:
-    """What the staged parts are doing now; counted without a lock on CPython, by threads (`searching`) and by the loop (`reranking`)."""
+    """How many threads wait for the staged store now."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.searching = 0
-        self.reranking = 0
 
     @contextmanager
     def during_search(self) -> Iterator[None]:
@@ -331,9 +340,8 @@ def _chunk(number: int, scene: Scene) -> Chunk:
 class StagedModels:
     """The registry, with other embedders and rerankers in it."""
 
-    def __init__(self, models: Any, watch: Watch, *, instant: bool, blocking: bool) -> None:
+    def __init__(self, models: Any, *, instant: bool, blocking: bool) -> None:
         self._models = models
-        self._watch = watch
         self._instant = instant
         self._blocking = blocking
 
@@ -342,9 +350,9 @@ class StagedModels:
         return InstantEmbedder() if self._instant else self._models.embedder(name)
 
     def reranker(self, name: str) -> Reranker:
-        """The reranker, watched; with `blocking` one that the server must run on a thread."""
+        """The reranker; with `blocking` one that the server must run on a thread."""
         found = self._models.reranker(name)
-        return OnlySimilarity(found, self._watch) if self._blocking else WatchedReranker(found, self._watch)
+        return OnlySimilarity(found) if self._blocking else found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._models, name)
@@ -374,9 +382,8 @@ class InstantEmbedder:
 class OnlySimilarity:
     """A reranker as all were before the change: the thread waits for the vendor."""
 
-    def __init__(self, reranker: Any, watch: Watch) -> None:
+    def __init__(self, reranker: Any) -> None:
         self._reranker = reranker
-        self._watch = watch
 
     @property
     def excuse(self) -> str:
@@ -385,30 +392,7 @@ class OnlySimilarity:
 
     def similarity(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
         """As the reranker's own."""
-        self._watch.reranking += 1
-        try:
-            return self._reranker.similarity(query, texts)
-        finally:
-            self._watch.reranking -= 1
-
-
-class WatchedReranker:
-    """A reranker as it is, whose calls are counted while they last."""
-
-    def __init__(self, reranker: Any, watch: Watch) -> None:
-        self._reranker = reranker
-        self._watch = watch
-
-    async def async_similarity(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
-        """As the reranker's own."""
-        self._watch.reranking += 1
-        try:
-            return await self._reranker.async_similarity(query, texts)
-        finally:
-            self._watch.reranking -= 1
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reranker, name)
+        return self._reranker.similarity(query, texts)
 
 
 class HoldingApp:
@@ -450,7 +434,23 @@ class Sampler(threading.Thread):
         self._busy: Counter[int] = Counter()
         self._outside: Counter[int] = Counter()
         self._by_lane: dict[str, Counter[int]] = {lane.name: Counter() for lane in self._lanes}
-        self._reranking = self._samples = 0
+        self._late: Counter[int] = Counter()
+        self._longest_collection = 0.0
+
+    def listen(self) -> None:
+        """Watch the loop, on it, and the garbage collector."""
+        gc.callbacks.append(self._note_collection)
+        self._loop.call_soon(self._beat, self._loop.time())
+
+    def _beat(self, due: float) -> None:
+        self._late[int(1000 * (self._loop.time() - due))] += 1
+        self._loop.call_later(BEAT_SECONDS, self._beat, self._loop.time() + BEAT_SECONDS)
+
+    def _note_collection(self, phase: str, _: object) -> None:
+        if phase == "start":
+            self._collection_began = time.perf_counter()
+        else:
+            self._longest_collection = max(self._longest_collection, time.perf_counter() - self._collection_began)
 
     def run(self) -> None:
         while True:
@@ -461,14 +461,13 @@ class Sampler(threading.Thread):
                 busy += state.busy
             self._busy[busy] += 1
             self._outside[max(0, busy - self._watch.searching)] += 1
-            self._reranking += self._watch.reranking > 0
-            self._samples += 1
             time.sleep(SAMPLE_SECONDS)
 
     def figures(self) -> Figures:
         """What was seen since the last call."""
         by_lane = {name: dict(counts) for name, counts in self._by_lane.items()}
-        seen = Figures(dict(self._busy), dict(self._outside), by_lane, self._reranking, self._samples, self._held())
+        longest = 1000 * self._longest_collection
+        seen = Figures(dict(self._busy), dict(self._outside), by_lane, dict(self._late), longest, self._held())
         self._reset()
         return seen
 

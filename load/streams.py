@@ -119,7 +119,7 @@ def _read(url: str, requests: Sequence[bytes], readers: int, seconds: float, ram
     due = [started + ramp_seconds * place / readers for place in range(readers)]
     heapq.heapify(due)
     with selectors.EpollSelector() as selector:
-        while due or selector.get_map():
+        while True:
             now = time.perf_counter()
             while due and due[0] <= now:
                 heapq.heappop(due)
@@ -127,6 +127,8 @@ def _read(url: str, requests: Sequence[bytes], readers: int, seconds: float, ram
                     reader = _Reader((parts.hostname, parts.port))
                     reader.ask(request)
                     selector.register(reader.socket, selectors.EVENT_READ, reader)
+            if not due and not selector.get_map():
+                break
             events = selector.select(max(0.0, due[0] - now) if due else STALLED_SECONDS)
             if not events and not due and selector.get_map():
                 raise TimeoutError(f"no event for {STALLED_SECONDS:g} seconds")

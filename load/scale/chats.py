@@ -61,7 +61,7 @@ def _crowd(server: StagedServer, seconds: float) -> bool:
         f"alone: first word after {first_word:.3f} s, end after {duration:.2f} s; {len(streamed.ended)} chats, {events:.0f} events/s, "
         f"server {cpu:.2f} cores, readers {streamed.cpu_seconds / streamed.seconds:.2f}; first word added: p50 "
         f"{quantile(added, 0.5) * 1000:.0f} ms, p99 {quantile(added, 0.99) * 1000:.0f} ms; threads busy {mean_of(later.busy):.1f} "
-        f"(p99 {share_below(later.busy, 0.99)}); {dict(Counter(streamed.failed)) or 'no failures'}"
+        f"(p99 {share_below(later.busy, 0.99)}); {dict(Counter(streamed.failed)) or 'no failures'}\n{later.loop}"
     )
     return all((
         verdict("failures", len(streamed.failed), "==", 0),
@@ -76,9 +76,10 @@ def _fast(server: StagedServer) -> None:
     before = server.figures().held
     streamed = read(server.url, server.talks("plain", 10_000), FAST_READERS, FAST_SECONDS, 0.5)
     cpu, events = server.figures().held.cpu_seconds - before.cpu_seconds, sum(streamed.events)
+    failed = dict(Counter(streamed.failed)) or "none"
     print(
         f"- token events a second that one core carries: **{events / cpu:.0f}** ({events} events in {streamed.seconds:.1f} s, "
-        f"{cpu / events * 1e6:.0f} us of CPU each, chats of {FAST_TOKENS} tokens without datasets, {len(streamed.failed)} failed)"
+        f"{cpu / events * 1e6:.0f} us of CPU each, chats of {FAST_TOKENS} tokens without datasets; failed: {failed})"
     )
 
 

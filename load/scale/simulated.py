@@ -34,7 +34,7 @@ def run(seconds: float) -> bool:
         f"{answers} answers, {driven.failed} failed, {rate:.1f}/s; p50 {quantile(latencies, 0.5) * 1000:.0f} ms, p95 "
         f"{quantile(latencies, 0.95) * 1000:.0f} ms; server {cpu_ms:.2f} ms of CPU a request, callers "
         f"{driven.cpu_seconds * 1000 / answers:.2f} ms; threads busy {mean_of(seen.busy):.1f} (p99 {share_below(seen.busy, 0.99)}), "
-        f"{mean_of(seen.outside):.2f} of them not in the store"
+        f"{mean_of(seen.outside):.2f} of them not in the store\n{seen.loop}"
     )
     for_models = max((max(counts) for name, counts in seen.by_lane.items() if name in ("model", "rerank")), default=0)
     return all((
