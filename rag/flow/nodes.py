@@ -8,13 +8,17 @@ import asyncio
 import graphlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
+from rag.deadline import at_most
 from rag.errors import MillraceError
 from rag.stages import stage
+
+SHARE_OF_TIME = 0.4  # what a node with a limit gets of the time left, so that the answer is reached without it
 
 log = structlog.get_logger("millrace.flow")
 
@@ -25,8 +29,8 @@ Values = Mapping[str, Any]
 class Node:
     """A step. `work` gets the values of the nodes that are done, by name, and is run when those in `after` are.
 
-    `default` is its value when it fails or takes longer than `timeout_seconds` (None: no limit). A `required` node's error is
-    the flow's error instead.
+    `default` is its value when it fails or takes longer than `timeout_seconds`, or than its share of the time left (None: no limit).
+    A `required` node's error is the flow's error instead.
     """
 
     name: str
@@ -96,7 +100,8 @@ class Flow:
 async def _run_node(node: Node, outcome: Outcome) -> None:
     started = time.perf_counter()
     try:
-        async with asyncio.timeout(node.timeout_seconds):
+        limit = nullcontext() if node.timeout_seconds is None else at_most(node.timeout_seconds, SHARE_OF_TIME)
+        async with limit:
             with stage(node.name):
                 outcome.values[node.name] = await node.work(outcome.values)
     except Exception as error:

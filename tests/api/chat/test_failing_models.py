@@ -245,6 +245,18 @@ async def test_a_chat_whose_search_models_hang_is_answered_within_its_deadline(a
     assert (status, found["answer"], found["degraded"]) == (200, "It boils.", missing)
 
 
+async def test_a_chat_model_that_hangs_over_the_question_leaves_time_for_the_answer(asker: Asker) -> None:
+    models = only("nothing")
+    asker.server.vendor.choose = lambda request: (
+        Behaviour("hang") if "messages" in request.body and not request.body.get("stream") else models(request)
+    )
+    chat = await asker.server.chat("keen", dataset_ids=[asker.dataset], prompt_config={"keyword": True})
+    started = time.monotonic()
+    status, found = await dataclasses.replace(asker, chat=chat).completion()
+    assert time.monotonic() - started < SECONDS + LATE
+    assert (status, found["answer"], found["degraded"]) == (200, "It boils.", ["keywords"])
+
+
 async def test_a_chat_model_that_hangs_ends_the_answer_at_its_deadline(asker: Asker) -> None:
     asker.server.vendor.choose = only("chat/completions")
     started = time.monotonic()
