@@ -32,7 +32,7 @@ def ranked(found: Candidates, weight: float = 0.3, trust: float = 1.0, threshold
 def test_similarity_mixes_relative_bm25_and_cosine():
     ranking = ranked(candidates([10.0, 5.0], [0.2, 0.9]))
     assert ranking.rows.tolist() == [0, 1]
-    assert ranking.term.tolist() == [BEST_TERM, BEST_TERM / 2]
+    assert ranking.term.tolist() == pytest.approx([BEST_TERM, BEST_TERM / 2])
     assert ranking.vector.tolist() == pytest.approx([0.2, 0.9])
     assert ranking.similarity.tolist() == pytest.approx([0.7 * BEST_TERM + 0.3 * 0.2, 0.7 * BEST_TERM / 2 + 0.3 * 0.9])
 
