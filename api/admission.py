@@ -6,13 +6,14 @@ bottleneck takes for one request`, is within `patience_seconds`. When it is not,
 keep the latency of calm times: the limit follows the ratio of the latencies of those let in to the usual ones of their routes (compare
 Netflix' concurrency limits). It is calm again when nobody was refused for half a second.
 
-Under pressure the tenants that ask share the places: one with more than its share is told 429, the others get theirs.
+Under pressure the tenants that ask share the places: one with more than its share is told 429, the others get theirs. Processes that
+share a Redis share the places of those of them that are pressed (`api/shared_pressure.py`).
 """
 
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rag.errors import Overloaded, TooManyRequests
 from rag.ports import Clock
@@ -96,6 +97,17 @@ class Admission:
         self._slowness: list[float] = []
         self._control_at = 0.0
         self._window = _Window(clock)
+        self._elsewhere_limit = 0.0
+        self._elsewhere: Mapping[str, int] = {}
+
+    @property
+    def at_work(self) -> tuple[float, Mapping[str, int]]:
+        """The limit, 0.0 in calm, and the number of active requests of each caller."""
+        return (self.limit if self.pressed else 0.0), self._active_of
+
+    def hear(self, limit: float, active: Mapping[str, int]) -> None:
+        """Take in `at_work` of all other processes together. It counts for shares: a caller has one of all processes."""
+        self._elsewhere_limit, self._elsewhere = limit, active
 
     @property
     def pressed(self) -> bool:
@@ -119,9 +131,11 @@ class Admission:
         if not self.pressed and self.expected_wait_seconds > self._patience * patience:
             self._press(now)
         if self.pressed and self.active >= self.limit:
-            callers = len(self._asked_at)
-            has, share = self._active_of.get(caller, 0), max(1.0, self.limit / callers)
-            if has >= share or callers == 1:
+            callers = len(self._asked_at.keys() | self._elsewhere.keys()) if self._elsewhere_limit else len(self._asked_at)
+            has, places = self._active_of.get(caller, 0), self.limit
+            if self._elsewhere_limit:
+                has, places = has + self._elsewhere.get(caller, 0), places + self._elsewhere_limit
+            if has >= max(1.0, places / callers) or callers == 1:
                 raise self._refusal(now, of_all=callers == 1)
         return Ticket(self, caller)
 

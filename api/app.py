@@ -145,7 +145,7 @@ class Application(Quart):
 def create_app(parts: Parts, blueprints: Sequence[Routes] = BLUEPRINTS) -> Application:
     """The application over these parts, to be served by any ASGI server."""
     app = Application(parts, blueprints)
-    admission = Admission(parts.settings.patience_seconds, on_refused=parts.metrics.refused)
+    admission = parts.admission or Admission(parts.settings.patience_seconds, on_refused=parts.metrics.refused)
     app.extensions["admission"] = admission
     rate_limit = parts.memory.rate_limit if parts.memory is not None else None
     app.asgi_app = Admitted(  # type: ignore[method-assign]

@@ -155,6 +155,10 @@ async def _running_parts(settings: Settings, environ: Mapping[str, str], *, file
             findings.append(Finding(_name_of(name, settings), state.reason or "works", "" if state.ok else _remedy(name, settings)))
         if states["database"].ok:
             findings += [await _clock(parts)]
+        if settings.redis_url and parts.memory is not None:
+            health = await parts.memory.cache.health()
+            remedy = "" if health["status"] == "green" else "does the server run, and is MILLRACE_REDIS_URL right?"
+            findings += [Finding("redis", health.get("error") or "works", remedy)]
         if (files or repair) and states["database"].ok and states["blobs"].ok:
             findings += await _files(parts, repair=repair)
     return findings

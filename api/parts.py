@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from api.admission import Admission
 from api.drain import Drain
 from api.ingest_records import DatabaseRecords
 from api.keys import open_session, prepare_data_dir
 from api.memory import Memory, open_memory
 from api.metrics import Metrics
+from api.shared_pressure import share_pressure
 from api.warmup import Warmup
 from db.session import Session
 from rag.errors import SettingsError
@@ -65,7 +67,7 @@ class Parts:
     """What the HTTP layer calls. Tests build it with the parts they need.
 
     `worker` is None where documents are ingested by `millrace worker` alone, `warmup` where no model has to be loaded, `memory`
-    where nothing is remembered.
+    where nothing is remembered. Without an `admission` the application makes itself one.
     """
 
     settings: Settings
@@ -79,6 +81,7 @@ class Parts:
     metrics: Metrics = field(default_factory=Metrics)
     drain: Drain = field(default_factory=Drain)
     memory: Memory | None = None
+    admission: Admission | None = None
 
 
 @asynccontextmanager
@@ -108,6 +111,9 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
         metrics.watch_breakers(models.breaker_states)
         warmup, drain = Warmup(models, lanes.model), Drain()
         background = [warmup.run()]
+        admission = Admission(settings.patience_seconds, on_refused=metrics.refused)
+        if memory.board is not None:
+            background.append(share_pressure(admission, memory.board))
         worker = None
         if settings.ingest_workers:
             sandbox = Sandbox(processes=settings.parser_processes, memory_bytes=settings.parser_memory_bytes)
@@ -115,7 +121,7 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
             worker = open_worker(settings, DatabaseRecords(session, store), store, blobs, models, sandbox, lanes, metrics)
             background.append(_until_draining(worker.run(), drain))
         await stack.enter_async_context(_running(background))
-        yield Parts(settings, lanes, session, store, blobs, models, worker, warmup, metrics, drain, memory)
+        yield Parts(settings, lanes, session, store, blobs, models, worker, warmup, metrics, drain, memory, admission)
 
 
 def terms_of(chunk: Chunk) -> ChunkTerms:

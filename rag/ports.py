@@ -190,6 +190,13 @@ class RateLimit(Protocol):
         """0.0 when the caller may ask now, which counts; else how long it has to wait."""
 
 
+class Board(Protocol):
+    """Where each process writes a line and reads the others'. It never raises."""
+
+    async def exchange(self, line: bytes) -> Sequence[bytes]:
+        """Say `line` in place of what was said before, and hear what the others said within the last two seconds."""
+
+
 class IngestRecords(Protocol):
     """Where the ingestion worker finds its tasks and writes what became of them. All calls are one transaction each."""
 

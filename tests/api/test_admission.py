@@ -197,3 +197,20 @@ def test_a_late_event_loop_counts_as_a_queue() -> None:
         world.admission.probe(0.0)
     assert world.admission.expected_wait_seconds == 0.0
     first.done(None)
+
+
+def test_a_share_is_one_of_all_processes_together(world: World) -> None:
+    world.now += 2 * PRESENT_SECONDS
+    release(world.fill("a"))
+    world.admission.limit = 10.0
+    held = world.fill("a")
+    others = [world.admission.admit("b")]
+    world.admission.hear(10.0, {"b": 15, "c": 1})
+    with pytest.raises(TooManyRequests):  # 16 of 20 places, more than a third of them
+        world.admission.admit("b")
+    others.append(world.admission.admit("c"))
+    with pytest.raises(TooManyRequests):
+        world.admission.admit("a")
+    world.admission.hear(0.0, {})
+    others.append(world.admission.admit("b"))
+    release(held + others)
