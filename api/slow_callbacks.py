@@ -7,6 +7,7 @@ the loop is busy for long without any step: then it is a callback (a protocol's,
 """
 
 import asyncio
+import gc
 import os
 import sys
 import threading
@@ -54,9 +55,11 @@ def watching(loop: asyncio.AbstractEventLoop, seconds: float, report: Report) ->
     loop.set_task_factory(watch.make_task)
     looking = threading.Thread(target=watch.look, args=(threading.get_ident(),), name="millrace-slow-callbacks", daemon=True)
     looking.start()
+    gc.callbacks.append(watch.collected)
     try:
         yield
     finally:
+        gc.callbacks.remove(watch.collected)
         loop.set_task_factory(before)
         watch.ended.set()
         looking.join()
@@ -70,9 +73,18 @@ class _Watch:
         self.ended = threading.Event()
         self.step: list[tuple[str, ...]] | None = None  # where the step under way was seen; None between steps
         self.steps = 0
+        self.collecting = 0.0
 
     def make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         return asyncio.Task(_Timed(coroutine, self), loop=loop, **options)
+
+    def collected(self, phase: str, info: dict[str, int]) -> None:
+        """The garbage collector began or ended somewhere. While it runs no other thread does, so nobody else could see it."""
+        if phase == "start":
+            self.collecting = time.thread_time()
+        elif (step := self.step) is not None:
+            ms = (time.thread_time() - self.collecting) * 1000
+            step.append((f"{ms:.1f} ms of garbage collection, generation {info['generation']}",))
 
     def look(self, thread: int) -> None:
         """On a thread of its own: note where a step is that goes on for long, and whether something else does."""
