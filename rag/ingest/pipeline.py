@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -171,12 +171,16 @@ class Pipeline:
 
     @asynccontextmanager
     async def _local_file(self, key: str) -> AsyncIterator[Path]:
-        opened = self._blobs.local_path(key)
-        path = await patiently(lambda: self._blob_lane.run(opened.__enter__))
+        opened, path = await patiently(lambda: self._blob_lane.run(self._open, key))
         try:
             yield path
         finally:
             await self._blob_lane.run(opened.__exit__, None, None, None)
+
+    def _open(self, key: str) -> tuple[AbstractContextManager[Path], Path]:
+        """A context of its own for each try: one that failed cannot be entered again."""
+        opened = self._blobs.local_path(key)
+        return opened, opened.__enter__()
 
 
 @dataclass(slots=True)
