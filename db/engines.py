@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import psycopg
 import pymysql
-from peewee import InternalError, MySQLDatabase, PostgresqlDatabase, SqliteDatabase
+from peewee import InternalError, MySQLDatabase, PostgresqlDatabase, SqliteDatabase, __exception_wrapper__
 from psycopg.pq import TransactionStatus
 from pymysql.constants import CLIENT
 
@@ -26,7 +26,7 @@ PRAGMAS = {
     "cache_size": -8_000,
     "foreign_keys": 0,
 }
-CONNECT_SECONDS = 5
+CONNECT_SECONDS = 5  # libpq takes no less than 2
 MIGRATION_LOCK = 0x6D696C6C72616365  # "millrace"
 MIGRATION_SECONDS = 600
 MYSQL_MODE = "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_ZERO_DATE,NO_ZERO_IN_DATE"
@@ -60,9 +60,27 @@ class _Server:
         self._connections: set[Any] = set()
         self._counting = threading.Lock()
 
-    def _opened(self, connection: Any) -> None:
-        with self._counting:
-            self._connections.add(connection)
+    def connect(self, reuse_if_open: bool = False) -> bool:
+        """Connect the calling thread. peewee does it under a lock: threads would wait in a row for a server that hangs."""
+        if not self._state.closed:  # type: ignore[attr-defined]
+            return super().connect(reuse_if_open)  # type: ignore[misc]
+        with __exception_wrapper__:
+            connection = self._connect()  # type: ignore[attr-defined]
+            with self._counting:
+                self._connections.add(connection)
+            try:
+                self._limit(connection)
+            except BaseException:
+                self._close(connection)
+                raise
+            if self.server_version is None:  # type: ignore[has-type]
+                self._set_server_version(connection)  # type: ignore[attr-defined]
+        self._state.set_connection(connection)  # type: ignore[attr-defined]
+        return True
+
+    def _limit(self, connection: Any) -> None:
+        """Tell the server how long it may take: its limits end what the client gave up, and free the locks that it held."""
+        raise NotImplementedError
 
     def _close(self, connection: Any) -> None:
         with self._counting:
@@ -112,20 +130,20 @@ class Postgres(_Server, PostgresqlDatabase):
 
     def _connect(self) -> Any:
         address, timeout_ms = self._address, int(self._timeout_seconds * 1000)
-        connection = _PostgresConnection.connect(
+        return _PostgresConnection.connect(
             host=address.host, port=address.port, user=address.user, password=address.password or None, dbname=address.name,
             connect_timeout=CONNECT_SECONDS, tcp_user_timeout=timeout_ms, keepalives_idle=30, client_encoding="utf8",
             application_name="millrace", autocommit=True, **dict(address.options),
         )  # fmt: skip
-        self._opened(connection)
+
+    def _limit(self, connection: Any) -> None:
+        timeout_ms = int(self._timeout_seconds * 1000)
         connection.patience_seconds = self._timeout_seconds + 1
-        # the server's own limits end what the client gave up, and free the locks that it held
         connection.execute(
             f"SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms // 2};"
             f"SET idle_in_transaction_session_timeout = {timeout_ms * 6};"
             "SET plan_cache_mode = force_custom_plan"  # a plan for any tenant is a bad one for most
         )
-        return connection
 
     def begin(self, mode: str = "read") -> None:
         level = "READ COMMITTED READ WRITE" if mode == "write" else "REPEATABLE READ READ ONLY"
@@ -153,29 +171,32 @@ class MySQL(_Server, MySQLDatabase):
     def __init__(self, address: Address, timeout_seconds: float) -> None:
         _Server.__init__(self)
         self._address, self._timeout_seconds = address, timeout_seconds
+        self._mariadb = False
         MySQLDatabase.__init__(self, address.name, autoconnect=False)
 
     def _connect(self) -> Any:
         address, seconds = self._address, self._timeout_seconds
         options = dict(address.options)
-        connection = pymysql.connect(
+        return pymysql.connect(
             host=address.host, port=address.port, user=address.user, password=address.password, database=address.name,
-            charset="utf8mb4", autocommit=True, connect_timeout=CONNECT_SECONDS, read_timeout=seconds + 1, write_timeout=seconds + 1,
+            charset="utf8mb4", autocommit=True, connect_timeout=CONNECT_SECONDS, read_timeout=CONNECT_SECONDS, write_timeout=seconds + 1,
             client_flag=CLIENT.FOUND_ROWS,  # an UPDATE counts the rows it found, as the others do, not those it made different
             ssl_ca=options.get("ssl_ca"), ssl_cert=options.get("ssl_cert"), ssl_key=options.get("ssl_key"),
             ssl_verify_cert="ssl_ca" in options, ssl_verify_identity="ssl_ca" in options,
         )  # fmt: skip
-        self._opened(connection)
-        mariadb = "mariadb" in connection.get_server_info().lower()
-        limit = f"max_statement_time = {seconds}" if mariadb else f"max_execution_time = {int(seconds * 1000)}"
+
+    def _limit(self, connection: Any) -> None:
+        seconds = self._timeout_seconds
+        connection._read_timeout = seconds + 1  # PyMySQL has no other way to change it
+        self._mariadb = "mariadb" in connection.get_server_info().lower()
+        limit = f"max_statement_time = {seconds}" if self._mariadb else f"max_execution_time = {int(seconds * 1000)}"
         with connection.cursor() as cursor:
             cursor.execute(f"SET SESSION sql_mode = '{MYSQL_MODE}', innodb_lock_wait_timeout = {max(1, int(seconds / 2))}, {limit}")
-        return connection
 
     @property
     def collation(self) -> str:
         """The order of texts by their code points, in which blanks at the end count, too."""
-        return "utf8mb4_nopad_bin" if "mariadb" in self.connection().get_server_info().lower() else "utf8mb4_0900_bin"
+        return "utf8mb4_nopad_bin" if self._mariadb else "utf8mb4_0900_bin"
 
     def begin(self, mode: str = "read") -> None:
         if mode == "write":
@@ -188,6 +209,8 @@ class MySQL(_Server, MySQLDatabase):
     def lock_schema(self) -> None:
         """Wait for other servers that bring the schema up to date; held until the connection is closed."""
         self.connection()._read_timeout = MIGRATION_SECONDS + 1
+        if self._mariadb:
+            self.execute_sql("SET SESSION max_statement_time = 0")
         name = f"millrace {self.database}"[:64]
         (locked,) = self.execute_sql("SELECT GET_LOCK(%s, %s)", (name, MIGRATION_SECONDS)).fetchone()
         if locked != 1:

@@ -48,7 +48,7 @@ class Session:
         self.address = Address("sqlite", path=where) if isinstance(where, Path) else where
         self._database = open_engine(self.address, timeout_seconds)
         self._connecting = threading.Lock()
-        self._rests_until = 0.0
+        self._rests_until = self._reached_at = 0.0
         self._last_fault = ""
         proxy.initialize(self._database)
 
@@ -150,14 +150,15 @@ class Session:
             self._connecting.release()
 
     def _open(self) -> bool:
+        began = time.monotonic()
         try:
             self._database.connect()
         except (DatabaseError, InterfaceError) as error:
             self._last_fault = fault_of(self.kind, error).reason
-            if self.kind != "sqlite":
+            if self.kind != "sqlite" and began > self._reached_at:  # nobody has reached it meanwhile
                 self._rests_until = time.monotonic() + REST_SECONDS
             raise
-        self._rests_until = 0.0
+        self._reached_at, self._rests_until = time.monotonic(), 0.0
         return True
 
     def _drop(self) -> None:
