@@ -90,7 +90,7 @@ class Held:
 class Figures:
     """What was seen since the last time they were asked for. `busy` counts samples by how many threads of all lanes worked, `outside`
     by how many of them did anything but wait for the staged store. `late` counts by how many milliseconds, rounded down, the event
-    loop woke a timer too late; `longest_collection_ms` is the longest pause for the garbage collector."""
+    loop woke a timer too late; `longest_collection_ms` is the CPU time of the longest pause for the garbage collector."""
 
     busy: Mapping[int, int]
     outside: Mapping[int, int]
@@ -103,7 +103,7 @@ class Figures:
     def loop(self) -> str:
         """How the event loop fared, in words."""
         late = f"{share_below(self.late, 0.5)} ms (median), {share_below(self.late, 0.99)} (p99), {max(self.late, default=0)} (most)"
-        return f"event loop late by {late}; longest garbage collection {self.longest_collection_ms:.0f} ms"
+        return f"event loop late by {late}; longest garbage collection {self.longest_collection_ms:.0f} ms of CPU"
 
 
 def share_below(counts: Mapping[int, int], share: float) -> int:
@@ -448,9 +448,9 @@ class Sampler(threading.Thread):
 
     def _note_collection(self, phase: str, _: object) -> None:
         if phase == "start":
-            self._collection_began = time.perf_counter()
+            self._collection_began = time.thread_time()
         else:
-            self._longest_collection = max(self._longest_collection, time.perf_counter() - self._collection_began)
+            self._longest_collection = max(self._longest_collection, time.thread_time() - self._collection_began)
 
     def run(self) -> None:
         while True:
