@@ -103,7 +103,8 @@ class Admission:
     @property
     def at_work(self) -> tuple[float, Mapping[str, int]]:
         """The limit, 0.0 in calm, and the number of active requests of each caller."""
-        return (self.limit if self.pressed else 0.0), self._active_of
+        lately = self.pressed and self._clock() - self._last_refusal <= CALM_AFTER_SECONDS
+        return (self.limit if lately else 0.0), self._active_of
 
     def hear(self, limit: float, active: Mapping[str, int]) -> None:
         """Take in `at_work` of all other processes together. It counts for shares: a caller has one of all processes."""

@@ -147,6 +147,7 @@ def create_app(parts: Parts, blueprints: Sequence[Routes] = BLUEPRINTS) -> Appli
     app = Application(parts, blueprints)
     admission = parts.admission or Admission(parts.settings.patience_seconds, on_refused=parts.metrics.refused)
     app.extensions["admission"] = admission
+    parts.metrics.watch_admission(lambda: admission.active, lambda: admission.at_work[0] > 0)
     rate_limit = parts.memory.rate_limit if parts.memory is not None else None
     app.asgi_app = Admitted(  # type: ignore[method-assign]
         app.asgi_app, admission, app.keys, app.specs.values(), rate_limit=rate_limit, on_refused=parts.metrics.refused

@@ -76,6 +76,12 @@ class Metrics:
         )
         self._vendor_retries = self._counter("vendor_retries", "Calls to models' endpoints sent a second time.", "provider", "kind")
         self._degraded = self._counter("degraded", "Answers given without a part that failed, by part.", "part")
+        self._active = Gauge(
+            "millrace_requests_active",
+            "Requests at work here; not those that wait for a vendor or a client.",
+            registry=self.registry,
+        )
+        self._pressed = Gauge("millrace_pressed", "1 while the server is beyond its capacity and refuses.", registry=self.registry)
         self._refused = self._counter("refused", "Requests refused before any work: overload, share (of one caller), rate.", "reason")
         self._cache_asked = self._counter(
             "cache", "Questions to the cache by what they were for (vector, result) and outcome.", "cache", "outcome"
@@ -124,6 +130,11 @@ class Metrics:
     def vendor_retry(self, provider: str, kind: str) -> None:
         """Count one call that is sent a second time."""
         self._vendor_retries.of(provider, kind).inc()
+
+    def watch_admission(self, active: Callable[[], float], pressed: Callable[[], float]) -> None:
+        """Report both whenever the figures are read."""
+        self._active.set_function(active)
+        self._pressed.set_function(pressed)
 
     def refused(self, reason: str) -> None:
         """Count a request that was refused before any work, as "overload", "share" or "rate"."""

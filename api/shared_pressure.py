@@ -22,9 +22,18 @@ async def share_pressure(admission: Admission, board: Board) -> None:
         lines = await board.exchange(orjson.dumps([limit, busiest]))
         elsewhere_limit, elsewhere = 0.0, dict[str, int]()
         for line in lines:
-            other_limit, tenants = orjson.loads(line)
+            other_limit, tenants = _read(line)
             elsewhere_limit += other_limit
             for tenant, number in tenants.items() if other_limit else ():
                 elsewhere[tenant] = elsewhere.get(tenant, 0) + number
         admission.hear(elsewhere_limit, elsewhere)
         await asyncio.sleep(PRESSED_SECONDS if admission.pressed or elsewhere_limit else CALM_SECONDS)
+
+
+def _read(line: bytes) -> tuple[float, dict[str, int]]:
+    """What a process said; nothing where it is of another version and speaks otherwise."""
+    try:
+        limit, tenants = orjson.loads(line)
+        return float(limit), {str(tenant): int(number) for tenant, number in tenants.items()}
+    except (ValueError, TypeError, AttributeError):
+        return 0.0, {}

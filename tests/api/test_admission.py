@@ -214,3 +214,12 @@ def test_a_share_is_one_of_all_processes_together(world: World) -> None:
     world.admission.hear(0.0, {})
     others.append(world.admission.admit("b"))
     release(held + others)
+
+
+def test_a_process_says_its_limit_to_others_only_while_it_refuses(world: World) -> None:
+    assert world.admission.at_work == (0.0, {})
+    held = world.fill("a")
+    assert world.admission.at_work == (world.admission.limit, {"a": len(held)})
+    world.now += CALM_AFTER_SECONDS + 0.01
+    assert world.admission.at_work == (0.0, {"a": len(held)})
+    release(held)

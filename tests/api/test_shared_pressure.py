@@ -72,7 +72,7 @@ async def test_pressed_processes_are_summed_and_calm_ones_left_out() -> None:
             self.said = (limit, active)
             self.done.set()
 
-    board = Board([b'[4.5, {"a": 2}]', b'[2.5, {"a": 1, "b": 3}]', b'[0.0, {"c": 9}]'])
+    board = Board([b'[4.5, {"a": 2}]', b'[2.5, {"a": 1, "b": 3}]', b'[0.0, {"c": 9}]', b"{", b"[1]", b"[1, 2]"])
     admission = Hearing(1.0)
     ticket = admission.admit("a")
     sharing = asyncio.create_task(share_pressure(admission, board))
