@@ -161,7 +161,10 @@ class VendorObserver(Protocol):
 
 
 class Reranker(Protocol):
-    """Scores texts against a query. A class offers `async_similarity`, or only `similarity`, which then runs in the executor."""
+    """Scores texts against a query. A class offers `async_similarity`, or only `similarity`, which then runs in the executor.
+
+    It may offer `check()`, which does no work and raises the `ProviderError` with which a call would be refused now.
+    """
 
     def similarity(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
         """Scores in [0, 1], float32 `[len(texts)]` in the order given, and the tokens used (None: unknown). Raises `ProviderError`."""

@@ -31,6 +31,21 @@ class FailoverReranker:
         self._seconds = seconds
         self.excuse = ""
 
+    def check(self) -> None:
+        """Raise `RerankFailed` when none of them is asked now."""
+        reasons = []
+        for reranker in self._rerankers.values():
+            check = getattr(reranker, "check", None)
+            if check is None:
+                return
+            try:
+                check()
+            except ProviderError as refusal:
+                reasons.append(str(refusal))
+            else:
+                return
+        raise RerankFailed("; ".join(reasons))
+
     async def async_similarity(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
         """As the first reranker that succeeds. Each gets an equal part of the time that is left when it is asked.
 

@@ -80,6 +80,10 @@ class VendorReranker:
         """The list of scored entries in the reply, None if there is none."""
         return reply.get("results") if isinstance(reply, Mapping) else None
 
+    def check(self) -> None:
+        """Raise `CircuitOpen` when the endpoint is not asked now."""
+        self._guard.breaker.check()
+
     def similarity(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
         """As `async_similarity`, for code on a thread of its own: the same call, which this thread waits for."""
         return self._transport.wait_for(self.async_similarity(query, texts))

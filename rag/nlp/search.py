@@ -107,6 +107,8 @@ async def async_retrieval(
 
     search = _search_request(request, question_as_terms, vector, embedder.space if embedder is not None and vector is not None else "")
     reranks = reranker is not None and request.vector_similarity_weight > 0
+    refusal = _refusal(reranker) if reranker is not None and reranks else None
+    reranks = reranks and refusal is None
     candidates, ranking, chunks = await search_lane.run(_find, request, search, trust, store, watch, read=not reranks)
     degraded.extend(candidates.degraded)
     rerank_scores: Mapping[int, float] = {}
@@ -120,6 +122,10 @@ async def async_retrieval(
                 degraded.append("rerank")
                 reasons["rerank"] = _reason(exc)
                 _log.warning("reranking failed, keeping the fused order", error=type(exc).__name__, reason=reasons["rerank"])
+
+    elif refusal is not None and len(candidates.ids):
+        degraded.append("rerank")
+        reasons["rerank"] = str(refusal)
 
     start = (request.page - 1) * request.page_size
     rows = ranking.rows[start : start + request.page_size]
@@ -169,6 +175,16 @@ async def _highlights(question: Sequence[Term], chunks: Sequence[Chunk | None], 
     highlighter = Highlighter(question)
     texts = ["" if chunk is None else chunk.content for chunk in chunks]
     return await aside(lane, sum(map(len, texts)), lambda: list(map(highlighter.mark, texts)))
+
+
+def _refusal(reranker: Reranker) -> ProviderError | None:
+    """Why the reranker would not be asked now, if it can tell: then nothing is read for it."""
+    try:
+        if (check := getattr(reranker, "check", None)) is not None:
+            check()
+    except ProviderError as refusal:
+        return refusal
+    return None
 
 
 def _reason(failure: BaseException) -> str:

@@ -1,6 +1,6 @@
 """A retrieval with rerankers behind it: the vendor's order, the stand-in's, and the fused one when nobody answers in time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,9 +33,21 @@ def search_lane() -> Iterator[Lane]:
     lane.close()
 
 
+class CountingStore(MemoryStore):
+    """Notes how many chunks were read in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[int] = []
+
+    def get(self, tenant_id: str, chunk_ids: Sequence[str]) -> list[Chunk | None]:
+        self.read.append(len(chunk_ids))
+        return super().get(tenant_id, chunk_ids)
+
+
 @pytest.fixture
-def store() -> MemoryStore:
-    store = MemoryStore()
+def store() -> CountingStore:
+    store = CountingStore()
     chunks = [
         Chunk(f"{number + 1:016x}", DATASET, DOCUMENT, "a.txt", text, chunk_terms("", [], text), position=number)
         for number, text in enumerate(TEXTS)
@@ -103,6 +115,25 @@ async def test_when_none_answers_the_fused_order_stays_and_the_reply_says_who_fa
         "the endpoint of model m@Jina refused the key that is configured for it; "
         "the endpoint of model m@LocalAI refused the key that is configured for it"
     )
+
+
+async def test_nothing_is_read_for_rerankers_that_are_not_asked_now(ask: Ask, vendor: VendorSimulator, store: CountingStore) -> None:
+    vendor.choose = failing("/", Behaviour(status=500))
+    while (await ask()).reasons["rerank"].count("left alone for a while") < 2:
+        pass
+    asked = len(vendor.requests)
+    store.read.clear()
+    found = await ask()
+    read, _ = store.read.copy(), store.read.clear()
+    plain = await ask(None)
+    assert (order(found), found.degraded) == (order(plain), ("rerank",))
+    assert found.reasons["rerank"] == (
+        "provider Jina failed too often and is left alone for a while; provider LocalAI failed too often and is left alone for a while"
+    )
+    assert len(vendor.requests) == asked
+    assert read == store.read
+    vendor.choose = RerankVendors(spoil=contrary)
+    assert (await ask("m@LocalAI")).degraded == ("rerank",)
 
 
 async def test_vendors_that_hang_leave_the_answer_in_time(ask: Ask, vendor: VendorSimulator) -> None:
