@@ -1,4 +1,7 @@
-"""The command line: `millrace serve`, `worker`, `keys`, `check`, `version`. The only reader of the environment."""
+"""The command line: `millrace serve`, `worker`, `keys`, `check`, `version`. The only reader of the environment.
+
+What a command runs is imported where it is run: the parent of several workers, which lives as long as they do, needs none of its 100 MB.
+"""
 
 import argparse
 import asyncio
@@ -13,11 +16,6 @@ from typing import Any
 import uvloop
 
 from api import logs
-from api.check import check
-from api.keys import create_key, delete_key, list_keys
-from api.parts import open_parts
-from api.serve import listen, serve, work
-from api.siblings import Member
 from api.workers import Crew
 from rag import tracing
 from rag.errors import MillraceError, SettingsError
@@ -99,44 +97,34 @@ def _count(text: str) -> int:
 
 
 def _serve(given: argparse.Namespace, settings: Settings) -> int:
-    async def alone() -> int:
-        listener = listen(settings.host, settings.port)
-        async with open_parts(settings, _model_keys(settings)) as parts:
-            await serve(parts, listener)
-        return 0
+    keys = _model_keys(settings)
+    if given.workers > 1:
+        return _run(Crew(settings, given.workers, os.environ).run())
 
-    async def among_others() -> int:
-        member = Member(given.worker, given.control, given.folder)
-        async with open_parts(settings, _model_keys(settings)) as parts:
-            # only now: connections are spread over those who listen
-            await serve(parts, listen(settings.host, settings.port, shared=True), member)
-        return 0
+    from api.programs import serve_alone, serve_among_others
 
     if given.worker is not None:
-        return _traced(among_others)
-    if given.workers > 1:
-        _model_keys(settings)
-        return _run(Crew(settings, given.workers, os.environ).run())
-    return _traced(alone)
+        return _traced(lambda: serve_among_others(settings, keys, given.worker, given.control, given.folder))
+    return _traced(lambda: serve_alone(settings, keys))
 
 
 def _worker(_: argparse.Namespace, settings: Settings) -> int:
+    from api.programs import ingest
+
     if settings.ingest_workers == 0:
         settings = settings.model_copy(update={"ingest_workers": Settings.model_fields["ingest_workers"].default})
-
-    async def run() -> int:
-        async with open_parts(settings, _model_keys(settings)) as parts:
-            await work(parts)
-        return 0
-
-    return _traced(run)
+    return _traced(lambda: ingest(settings, _model_keys(settings)))
 
 
 def _check(given: argparse.Namespace, settings: Settings) -> int:
+    from api.check import check
+
     return _run(check(settings, os.environ, files=given.files, repair=given.repair))
 
 
 def _keys(given: argparse.Namespace, settings: Settings) -> int:
+    from api.keys import create_key, delete_key, list_keys
+
     if given.action == "list":
         return list_keys(settings, given.tenant)
     if given.action == "create":

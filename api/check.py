@@ -16,10 +16,10 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from api import orphans
-from api.keys import KEY_FILE, prepare_data_dir
+from api.keys import prepare_data_dir
+from api.listening import KEY_FILE, listen
 from api.parts import Parts, open_parts
 from api.readiness import Readiness
-from api.serve import listen
 from db.services import system_service
 from rag.errors import MillraceError, ProviderRefused, SettingsError
 from rag.llm.registry import ModelSpec

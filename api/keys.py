@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from api.listening import KEY_FILE
 from db.address import address_of
 from db.services import tenant_service
 from db.services.tenant_service import KeyRecord
@@ -14,7 +15,6 @@ from rag.errors import NotFound, SettingsError
 from rag.settings import Settings
 from rag.threads import Lane
 
-KEY_FILE = "api_key"
 NO_DIRECTORY = "cannot write to the data directory {path}: {reason}; make it writable or set MILLRACE_DATA_DIR"
 SHOWN_CHARACTERS = 16
 

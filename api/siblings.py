@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from api.metrics import merged
+from api.workers import SERVES
 
 ANSWER_SECONDS = 1.0
-SERVES = b"+"
 
 Figures = Callable[[], Awaitable[bytes]]
 

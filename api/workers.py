@@ -18,21 +18,20 @@ from pathlib import Path
 
 import structlog
 
-from api.keys import KEY_FILE
-from api.serve import announce, listen, url_of
-from api.siblings import SERVES
+from api.listening import KEY_FILE, announce, listen, url_of
 from rag.errors import MillraceError, SettingsError
 from rag.settings import PREFIX, Settings
 
 log = structlog.get_logger("millrace.workers")
 
-BAD_SETTINGS = 2
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 # a worker that served for so long did not die of its start
 HEALTHY_SECONDS = 60.0
 # beside its drain time: for closing its parts
 CLOSING_SECONDS = 10.0
+# what a worker writes when it answers requests
+SERVES = b"+"
 
 
 @dataclass(slots=True)

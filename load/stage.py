@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import uvloop
 
-from api import logs, serve
+from api import listening, logs, serve
 from api.chat_input import DEFAULTS, PROMPT_DEFAULTS
 from api.keys import ensure_first_key
 from api.parts import Parts, open_parts
@@ -204,8 +204,8 @@ async def _perform(channel: Connection, play: Play, data_dir: Path) -> None:
             scene = await parts.session.write(_rows, tenant_id, parts.models.default_embedding, rerankers)
         watch = Watch()
         parts = _staged_parts(parts, play, scene, watch)
-        listener = serve.listen(settings.host, 0)
-        url = serve.url_of(listener)
+        listener = listening.listen(settings.host, 0)
+        url = listening.url_of(listener)
         lanes = parts.lanes.all
         if play.executor == "request":
             lanes = (_executor(parts),)

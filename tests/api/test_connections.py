@@ -9,7 +9,7 @@ from hypercorn.config import Config
 from quart import Quart
 
 from api.connections import Connections, turn_newcomers_away
-from api.serve import listen
+from api.listening import listen
 
 HELLO = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 

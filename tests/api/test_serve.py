@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from api.serve import TCP_PATIENCE, announce, listen, url_of
+from api.listening import TCP_PATIENCE, announce, listen, url_of
 from rag.errors import SettingsError
 
 
