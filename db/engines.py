@@ -191,6 +191,7 @@ class MySQL(_Server, MySQLDatabase):
         self._mariadb = "mariadb" in connection.get_server_info().lower()
         limit = f"max_statement_time = {seconds}" if self._mariadb else f"max_execution_time = {int(seconds * 1000)}"
         with connection.cursor() as cursor:
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             cursor.execute(f"SET SESSION sql_mode = '{MYSQL_MODE}', innodb_lock_wait_timeout = {max(1, int(seconds / 2))}, {limit}")
 
     @property
@@ -203,7 +204,6 @@ class MySQL(_Server, MySQLDatabase):
             self.execute_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             self.execute_sql("START TRANSACTION READ WRITE")
         else:
-            self.execute_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             self.execute_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
 
     def lock_schema(self) -> None:

@@ -112,7 +112,7 @@ class Session:
                 return result
             except (DatabaseError, InterfaceError) as error:
                 fault = self._judge(error, reached)
-                stale = reached == "transaction" and not fresh
+                stale = reached == "transaction" and not fresh and self.kind != "sqlite"
                 # nothing of a service has run on a connection that was lost while it rested
                 again = reached != "connection" and (stale or (fault.again and tried < tries and reached != "commit"))
                 if reached == "commit" and database.kind != "sqlite":

@@ -1,6 +1,5 @@
 """Every test of a service runs over all three databases: a SQLite file, and private servers that live as long as the test run."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from db.models import ALL
 from db.session import Session
 from rag.threads import Lane
 from tests.services import mariadb, postgres
+from tests.services.missing import missing
 
 KINDS = ("sqlite", "postgresql", "mysql")
 THREADS = 4
@@ -18,17 +18,10 @@ THREADS = 4
 Server = postgres.PostgresServer | mariadb.MariaServer
 
 
-def needs(what: str) -> None:
-    """Skip on a laptop, fail in CI: what a test needs is not on this machine."""
-    if os.environ.get("CI"):
-        pytest.fail(f"in CI this must be installed: {what}")
-    pytest.skip(f"not installed: {what}")
-
-
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Server]:
     if not postgres.installed():
-        needs(postgres.INSTALL)
+        missing(f"not installed: {postgres.INSTALL}")
     with postgres.postgres() as server:
         yield server
 
@@ -36,7 +29,7 @@ def postgres_server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[Server]:
     if not mariadb.installed():
-        needs(mariadb.INSTALL)
+        missing(f"not installed: {mariadb.INSTALL}")
     with mariadb.mariadb() as server:
         yield server
 
