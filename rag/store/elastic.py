@@ -31,6 +31,7 @@ _LEAST_SECONDS = 0.05
 _SHARE_OF_TIME = 0.9
 _BETWEEN_HITS = (b']},{"sort":[', b",")
 
+FULL_DISK = "cluster_block_exception"
 NO_INDEX = "index_not_found_exception"
 
 
@@ -171,7 +172,7 @@ def error_type(error: Any) -> str:
 
 
 _REASONS = {
-    "cluster_block_exception": "the elasticsearch index takes no writes now (a disk may be full)",
+    FULL_DISK: "the elasticsearch index takes no writes now (a disk may be full)",
     "no_shard_available_action_exception": "a shard of the elasticsearch index is not available",
     "unavailable_shards_exception": "a shard of the elasticsearch index is not available",
     "circuit_breaking_exception": "elasticsearch is short of memory",

@@ -9,7 +9,7 @@ import orjson
 
 from rag.deadline import seconds_left
 from rag.errors import Unavailable
-from rag.store.elastic import NO_INDEX, Cluster, error_type, failure
+from rag.store.elastic import FULL_DISK, NO_INDEX, Cluster, error_type, failure
 
 PIECE_BYTES = 5 << 20  # Elasticsearch takes 100 MB at once, and is quicker with less
 PIECE_ITEMS = 1000
@@ -102,7 +102,8 @@ def _write_piece(
                     outcomes[place] = _done(status_of_item, kind_of_item, conditional=not repeatable)
         if not busy:
             return outcomes
-        if time.monotonic() + seconds > give_up:
+        # a full disk is told as "too many requests" as well, and does not pass by itself
+        if kind == FULL_DISK or time.monotonic() + seconds > give_up:
             raise failure(status, kind)
         pause(seconds)
         waiting, seconds = busy, min(2 * seconds, _LONGEST_PAUSE_SECONDS)
