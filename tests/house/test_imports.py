@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOUNDATION = {"rag.errors", "rag.deadline", "rag.settings", "rag.threads", "rag.types", "rag.ports", "rag.tracing", "rag.stages", "rag.breaker"}
+FOUNDATION = {f"rag.{name}" for name in ("errors", "deadline", "settings", "threads", "types", "ports", "tracing", "stages", "breaker")}
 
 # package -> packages of ours that it may import beside the foundation and itself
 MAY_IMPORT = {
