@@ -3,6 +3,7 @@
 It shares its cores with the server it drives, so every instruction counts: about 0.1 ms of CPU a request.
 """
 
+import heapq
 import pickle
 import selectors
 import socket
@@ -21,7 +22,8 @@ from load.processes import allow_many_files
 ROOT = Path(__file__).parents[1]
 RECEIVE_BYTES = 1 << 18
 STALLED_SECONDS = 60.0
-OK, BUSY = 200, 503
+OK, TOO_MANY, BUSY = 200, 429, 503
+REFUSED = (TOO_MANY, BUSY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | No
     """Send every request once, `callers` at a time, from a process of their own; with `seconds` no new one after that time.
 
     The callers begin one after the other within `ramp_seconds`: those who begin together stay together, and a server that is
-    asked in waves is idle between them.
+    asked in waves is idle between them. One that is refused asks its next question when the answer says that it may.
     """
     arguments = (url, list(requests), callers, seconds, ramp_seconds)
     # a program of its own: multiprocessing would load the caller's main module first, and with it often the whole server
@@ -164,39 +166,44 @@ def _drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | N
     address = (parts.hostname, parts.port)
     waiting = iter(requests)
     seen = _Seen()
-    begun = 0
-    started = seen.started
-    until = started + seconds if seconds is not None else float("inf")
+    # when each caller asks next, until it has asked; then it is the selector that knows
+    due = [(seen.started + ramp_seconds * place / callers, place) for place in range(callers)]
+    everyone = [_Caller(address) for _ in due]
+    until = seen.started + seconds if seconds is not None else float("inf")
     with selectors.EpollSelector() as selector:
         while True:
             now = time.perf_counter()
-            while begun < callers and now >= started + ramp_seconds * begun / callers:
-                begun += 1
-                _begin(_Caller(address), waiting if now < until else iter(()), selector)
-            if begun == callers and not selector.get_map():
+            while due and due[0][0] <= now:
+                caller = everyone[heapq.heappop(due)[1]]
+                if now < until and caller.ask(waiting):
+                    selector.register(caller.socket, selectors.EVENT_READ, caller)
+            if not due and not selector.get_map():
                 break
-            pause = started + ramp_seconds * begun / callers - now if begun < callers else STALLED_SECONDS
-            events = selector.select(max(0.0, pause))
-            if not events and begun == callers and selector.get_map():
+            events = selector.select(max(0.0, due[0][0] - now) if due else STALLED_SECONDS)
+            if not events and not due:
                 raise TimeoutError(f"no answer for {STALLED_SECONDS:g} seconds")
             for key, _ in events:
                 caller = key.data
                 if not caller.receive():
                     continue
                 selector.unregister(caller.socket)
-                if seen.note(caller) <= until:
-                    _begin(caller, waiting, selector)
-                else:
-                    caller.socket.close()
+                now = seen.note(caller)
+                if caller.pause:
+                    heapq.heappush(due, (now + caller.pause, everyone.index(caller)))
+                elif now < until and caller.ask(waiting):
+                    selector.register(caller.socket, selectors.EVENT_READ, caller)
+    for caller in everyone:
+        caller.socket.close()
     return seen.driven()
 
 
-def _begin(caller: "_Caller", waiting: Iterator[bytes], selector: selectors.EpollSelector) -> None:
-    """Let the caller ask the next question, if there is one."""
-    if caller.ask(waiting):
-        selector.register(caller.socket, selectors.EVENT_READ, caller)
-    else:
-        caller.socket.close()
+def _pause(head: bytes) -> float:
+    """Seconds after which a refused caller may come back; 0 where the lower-case head does not say."""
+    for name, unit in ((b"\r\nretry-after-ms:", 0.001), (b"\r\nretry-after:", 1.0)):
+        value = head.partition(name)[2].partition(b"\r\n")[0].strip()
+        if value.isdigit():
+            return max(0.001, int(value) * unit)
+    return 0.0
 
 
 class _Caller:
@@ -206,6 +213,7 @@ class _Caller:
         self._address = address
         self.asked = 0.0
         self.status = 0
+        self.pause = 0.0
         self.needed = 0
         self._got = 0
         self._head = b""
@@ -225,7 +233,8 @@ class _Caller:
         if self._ends:
             self.socket.close()
             self.socket = self._connect()
-        self._head, self._got, self.needed, self.status, self._ends, self.asked = b"", 0, 0, 0, False, time.perf_counter()
+        self._head, self._got, self.needed, self.status, self.pause, self._ends = b"", 0, 0, 0, 0.0, False
+        self.asked = time.perf_counter()
         try:
             self.socket.sendall(request)
         except ConnectionError:
@@ -249,7 +258,8 @@ class _Caller:
                 return False
             fields = head.lower()
             self.status = int(head[9:12])
-            if self.status == BUSY and b"\r\nretry-after: " not in fields:
+            self.pause = _pause(fields) if self.status in REFUSED else 0.0
+            if self.status == BUSY and not self.pause:
                 self.status = -BUSY
             self._ends = b"\r\nconnection: close" in fields
             length = fields.partition(b"content-length:")[2].partition(b"\r\n")[0]

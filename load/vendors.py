@@ -39,7 +39,7 @@ _BUSY = (("retry-after", "1"),)
 # Every way to fail of `load.vendor_simulator`, by the name under which it is counted. These suit every request ...
 FAILURES: Mapping[str, Behaviour] = {
     **{kind: Behaviour(kind) for kind in (
-        "hang", "reset", "html", "garbage", "truncated", "short_body", "huge", "error_body", "bad_gzip", "trickle_body",
+        "hang", "reset", "html", "garbage", "truncated", "short_body", "huge", "error_body", "bad_gzip", "gzip_bomb", "trickle_body",
     )},
     **{f"status_{status}": Behaviour(status=status) for status in (302, 400, 401, 403, 404, 413, 422, 500, 502, 504)},
     **{f"busy_{status}": Behaviour(status=status, headers=_BUSY) for status in (429, 503)},

@@ -26,7 +26,4 @@ def run(seconds: float) -> bool:
     print(f"the server afterwards: {held.resident >> 20} MB, {held.threads} threads, {held.descriptors} descriptors, {held.tasks} tasks")
     if never:
         print(f"did not happen in so short a time: {', '.join(never)}")
-    return all((
-        verdict("unplanned 5xx, cut connections and streams without an end", seen.unplanned() + healthy.unplanned(), "==", 0),
-        verdict("searches that were answered, %", 100 * seen.searches.statuses.count(200) / len(seen.searches.statuses), "==", 100),
-    ))  # fmt: skip
+    return verdict("unplanned 5xx, cut connections and streams without an end", seen.unplanned() + healthy.unplanned(), "==", 0)

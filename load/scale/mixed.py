@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from load.callers import BUSY, OK, Driven, drive
+from load.callers import OK, REFUSED, Driven, drive
 from load.stage import Play, StagedServer, staged
 from load.streams import Streamed, read
 from load.vendors import MODELS, RERANKERS, Vendors, vendors
@@ -16,6 +16,10 @@ SEARCHERS, WAITERS, READERS = 50, 15, 35
 # so that a vendor which hangs is given up before a caller is
 VENDOR_TIMEOUT_SECONDS = 2.0
 MOST_SEARCHES_A_SECOND, MOST_CHATS_A_SECOND = 250, 60
+
+
+# how a stream may fail
+PLANNED = ("error in the stream", *(f"status {status}" for status in REFUSED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,8 @@ class Mixed:
 
     def unplanned(self) -> int:
         """Answers that nobody may get: 5xx beside 503 with a time to come back, connections that end, streams without an end."""
-        bad = sum(status not in (OK, BUSY) for driven in (self.searches, self.whole) for status in driven.statuses)
-        return bad + sum(failure not in ("error in the stream", f"status {BUSY}") for failure in self.streamed.failed)
+        bad = sum(status not in (OK, *REFUSED) for driven in (self.searches, self.whole) for status in driven.statuses)
+        return bad + sum(failure not in PLANNED for failure in self.streamed.failed)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ half of that. Searches arrive at their times whatever became of those before, an
 
 from collections.abc import Sequence
 
-from load.callers import BUSY, OK, Driven, drive, offer, post_requests, quantile
+from load.callers import OK, REFUSED, Driven, drive, offer, post_requests, quantile
 from load.corpus import corpus, questions
 from load.scale.verdict import verdict
 from load.stage import Play, StagedServer, staged
@@ -16,7 +16,6 @@ GOAL = "10x overload: admitted p95 <= 1.5x of normal; refusals in < 20 ms; norma
 OVERLOAD, NORMAL_SHARE = 10, 0.5
 CAPACITY_CALLERS, CAPACITY_SECONDS = 16, 6.0
 NORMAL_SECONDS, RECOVERY_SECONDS = 10.0, 2.0
-TOO_MANY = 429
 
 
 def run(seconds: float) -> bool:
@@ -45,7 +44,7 @@ def _measure(server: StagedServer, requests, seconds: float) -> bool:
     begin, end = NORMAL_SECONDS / 2, NORMAL_SECONDS / 2 + seconds
     flooded = _asked_between(offered, begin + 1.0, end)
     after = _asked_between(offered, end + RECOVERY_SECONDS, end + NORMAL_SECONDS)
-    admitted, refused = flooded.with_status(OK), flooded.with_status(BUSY, TOO_MANY)
+    admitted, refused = flooded.with_status(OK), flooded.with_status(*REFUSED)
     others = len(flooded.latencies) - len(admitted) - len(refused)
     usual = quantile(normal.with_status(OK), 0.95)
     print(
