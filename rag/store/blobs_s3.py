@@ -27,7 +27,7 @@ from rag.errors import NotFound, SettingsError, Unavailable
 from rag.store.blobs import checked_key
 from rag.store.blobs_s3_read import CheckedObject
 from rag.store.blobs_s3_upload import LoopThread, S3BlobWriter
-from rag.store.blobs_s3_wire import ask
+from rag.store.blobs_s3_wire import Bucket
 
 LISTED_AT_ONCE = 1000
 CONNECT_SECONDS = 3.0
@@ -54,7 +54,7 @@ class S3BlobStore:
         config: dict[str, Any] = {"endpoint": endpoint, "region": region, **(keys or {})}
         timeout = timedelta(seconds=timeout_seconds)
         try:
-            self._bucket = S3Store(
+            store = S3Store(
                 bucket,
                 prefix=prefix.strip("/") or None,
                 checksum_algorithm="SHA256",
@@ -68,6 +68,7 @@ class S3BlobStore:
             )
         except (BaseError, ValueError) as exc:
             raise SettingsError("the settings of the blob store are not usable: look at MILLRACE_BLOB_ENDPOINT and _REGION") from exc
+        self._bucket = Bucket(store)
         self._seconds = timeout_seconds
         self._scratch = scratch
         self._streams = LoopThread()
@@ -117,18 +118,18 @@ class S3BlobStore:
     def delete(self, key: str) -> None:
         """As `rag.ports.BlobStore.delete`. The parts of an upload that was killed are left to the bucket's own rule."""
         with suppress(NotFound):
-            ask(lambda: obstore.delete(self._bucket, checked_key(key)))
+            self._bucket.ask(lambda: obstore.delete(self._bucket.store, checked_key(key)))
 
     def list(self) -> Iterator[str]:
         """As `rag.ports.BlobStore.list`, but for unfinished writes: they have no object yet."""
-        pages = obstore.list(self._bucket, chunk_size=LISTED_AT_ONCE)
-        while page := ask(lambda: next(pages, None)):
+        pages = obstore.list(self._bucket.store, chunk_size=LISTED_AT_ONCE)
+        while page := self._bucket.ask(lambda: next(pages, None)):
             yield from (item["path"] for item in page)
 
     def health(self) -> dict[str, str]:
         """As `rag.ports.BlobStore.health`; one request, which tells a missing bucket from a missing file."""
         try:
-            ask(lambda: obstore.get(self._bucket, "probe/none"))
+            self._bucket.ask(lambda: obstore.get(self._bucket.store, "probe/none"))
         except NotFound:
             pass
         except Unavailable as error:

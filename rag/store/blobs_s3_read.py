@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import obstore
-from obstore.store import S3Store
 
 from rag.errors import Damaged
 from rag.store.blob_sum import Sum
-from rag.store.blobs_s3_wire import MARK, TRAILER_BYTES, ask
+from rag.store.blobs_s3_wire import MARK, TRAILER_BYTES, Bucket
 
 READ_BYTES = 4 << 20
 
@@ -17,7 +16,7 @@ READ_BYTES = 4 << 20
 class CheckedObject(io.RawIOBase):
     """An object's content without its trailer, one range after the other; the last one comes out when the checksum is right."""
 
-    def __init__(self, bucket: S3Store, key: str) -> None:
+    def __init__(self, bucket: Bucket, key: str) -> None:
         self._bucket = bucket
         self._key = key
         self._tag: str | None = None
@@ -42,7 +41,7 @@ class CheckedObject(io.RawIOBase):
         options: dict[str, Any] = {"range": (self._position, self._position + READ_BYTES)}
         if self._tag:
             options["if_match"] = self._tag
-        data = ask(lambda: self._answer(options))
+        data = self._bucket.ask(lambda: self._answer(options))
         self._position += len(data)
         content = data[: max(0, len(data) - max(0, self._position - (self._size - TRAILER_BYTES)))]
         self._sum.add(content)
@@ -51,14 +50,14 @@ class CheckedObject(io.RawIOBase):
         self._unread = content
 
     def _answer(self, options: Mapping[str, Any]) -> memoryview:
-        answer = obstore.get(self._bucket, self._key, options=options)  # type: ignore[arg-type]
+        answer = obstore.get(self._bucket.store, self._key, options=options)  # type: ignore[arg-type]
         self._size, self._tag = answer.meta["size"], answer.meta["e_tag"]
         return memoryview(answer.bytes())
 
     def _check(self, trailer: memoryview) -> None:
         kept = bytes(trailer)
         while self._position < self._size:
-            rest = ask(lambda: self._answer({"range": (self._position, self._size)}))
+            rest = self._bucket.ask(lambda: self._answer({"range": (self._position, self._size)}))
             self._position += len(rest)
             kept += bytes(rest)
         if len(kept) != TRAILER_BYTES or not kept.startswith(MARK):

@@ -7,12 +7,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 import obstore
-from obstore.store import S3Store
 
 from rag.deadline import seconds_left
 from rag.errors import Unavailable
 from rag.store.blob_sum import Sum
-from rag.store.blobs_s3_wire import MARK, ask
+from rag.store.blobs_s3_wire import MARK, Bucket, Unanswered
 
 PART_BYTES = 8 << 20
 # beside the one that is filled. One, so that asking for more of the file means that no part is under way
@@ -22,7 +21,7 @@ PARTS_UNDER_WAY = 1
 class S3BlobWriter:
     """Holds a small file until `commit`, streams a larger one. As `rag.ports.BlobWriter`."""
 
-    def __init__(self, bucket: S3Store, key: str, streams: "LoopThread", seconds: float) -> None:
+    def __init__(self, bucket: Bucket, key: str, streams: "LoopThread", seconds: float) -> None:
         self._bucket = bucket
         self._key = key
         self._streams = streams
@@ -42,6 +41,7 @@ class S3BlobWriter:
             if self._stream is None and len(self._waiting) < PART_BYTES:
                 return
             if self._stream is None:
+                self._bucket.breaker.check()
                 self._stream = _Stream(self._bucket, self._key, self._streams)
             self._stream.feed(bytes(self._waiting), self._seconds)
             self._waiting.clear()
@@ -52,7 +52,7 @@ class S3BlobWriter:
             self._check_open()
             last = bytes(self._waiting) + MARK + self._sum.digest
             if self._stream is None:
-                ask(lambda: obstore.put(self._bucket, self._key, last, use_multipart=False))
+                self._bucket.ask(lambda: obstore.put(self._bucket.store, self._key, last, use_multipart=False))
             else:
                 self._stream.finish(last, self._seconds)
             self._ended = True
@@ -78,7 +78,7 @@ class _GivenUp(Exception):
 class _Stream:
     """One upload in parts: pieces are fed from lanes' threads, the request's work is done on the store's loop."""
 
-    def __init__(self, bucket: S3Store, key: str, streams: "LoopThread") -> None:
+    def __init__(self, bucket: Bucket, key: str, streams: "LoopThread") -> None:
         self._streams = streams
         self._bucket = bucket
         self._key = key
@@ -104,7 +104,7 @@ class _Stream:
         if not self._done.done():
             ended.cancel()
             self._raise_failure("the blob store did not complete the file within the time given")
-        ask(self._done.result)
+        self._bucket.ask(self._done.result)
 
     def give_up(self, seconds: float) -> None:
         """Have the parts removed, as far as the service answers in time."""
@@ -113,12 +113,13 @@ class _Stream:
 
     def _raise_failure(self, slow: str) -> None:
         if self._done.done():
-            ask(self._done.result)
-        raise Unavailable(slow)
+            self._bucket.ask(self._done.result)
+        with self._bucket.breaker.watch():
+            raise Unanswered(slow)
 
     async def _send(self) -> None:
         await obstore.put_async(
-            self._bucket, self._key, self._content(), use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS_UNDER_WAY
+            self._bucket.store, self._key, self._content(), use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS_UNDER_WAY
         )
 
     async def _content(self) -> AsyncIterator[bytes]:

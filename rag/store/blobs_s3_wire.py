@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.store import S3Store
 
+from rag.breaker import Breaker
 from rag.errors import NotFound, Unavailable
 from rag.store.blob_sum import DIGEST_BYTES
 
@@ -13,19 +15,42 @@ T = TypeVar("T")
 # an object is the file's bytes, this mark, and the checksum of the bytes
 MARK = b"millrace xxh128:"
 TRAILER_BYTES = len(MARK) + DIGEST_BYTES
+LONGEST_REST_SECONDS = 10.0
 
 
-def ask(request: Callable[[], T]) -> T:
-    """The request's answer. Raises `NotFound` for an unknown key, `Unavailable` in our own words for everything else."""
-    try:
-        return request()
-    except FileNotFoundError as exc:
-        if "NoSuchBucket" in str(exc):
-            raise Unavailable("the blob store has no such bucket") from exc
-        raise NotFound("the stored file is gone") from exc
-    except (PermissionDeniedError, UnauthenticatedError, PermissionError) as exc:
-        raise Unavailable("the blob store refuses our credentials") from exc
-    except PreconditionError as exc:
-        raise Unavailable("the stored file was replaced while it was read") from exc
-    except (BaseError, OSError, TimeoutError) as exc:
-        raise Unavailable("the blob store does not answer") from exc
+class Unanswered(Unavailable):
+    """The service did not answer, or could not be reached: what the breaker counts."""
+
+
+class BucketBreaker(Breaker):
+    """Counts the failures of the service; one that refuses us has answered."""
+
+    def is_failure(self, error: BaseException) -> bool:
+        return isinstance(error, Unanswered)
+
+    def is_answer(self, error: BaseException) -> bool:
+        return isinstance(error, NotFound) or (isinstance(error, Unavailable) and not isinstance(error, Unanswered))
+
+
+class Bucket:
+    """A bucket that is left alone for a while when its service keeps failing. `store` is the library's."""
+
+    def __init__(self, store: S3Store) -> None:
+        self.store = store
+        self.breaker = BucketBreaker("the blob store", longest_rest_seconds=LONGEST_REST_SECONDS)
+
+    def ask(self, request: Callable[[], T]) -> T:
+        """The request's answer. Raises `NotFound` for an unknown key, `Unavailable` in our own words for everything else."""
+        with self.breaker.watch():
+            try:
+                return request()
+            except FileNotFoundError as exc:
+                if "NoSuchBucket" in str(exc):
+                    raise Unavailable("the blob store has no such bucket") from exc
+                raise NotFound("the stored file is gone") from exc
+            except (PermissionDeniedError, UnauthenticatedError, PermissionError) as exc:
+                raise Unavailable("the blob store refuses our credentials") from exc
+            except PreconditionError as exc:
+                raise Unavailable("the stored file was replaced while it was read") from exc
+            except (BaseError, OSError, TimeoutError) as exc:
+                raise Unanswered("the blob store does not answer") from exc

@@ -36,18 +36,23 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
         yield running
 
 
-@pytest.fixture(scope="module", params=["embedded", "grown"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
-    """One running server for a module's tests; once everything embedded, once everything that can grow."""
-    if request.param == "grown":
-        yield request.getfixturevalue("grown").tenant(request.module.__name__.rpartition(".")[2])
-        return
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One running process with everything embedded, nothing before it."""
     folder = tmp_path_factory.mktemp("server")
     server = ServerProcess(folder / "data", log_file=folder / "server.log")
     try:
         yield server.wait_until_ready()
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="module", params=["embedded", "grown"])
+def server(request: pytest.FixtureRequest) -> Caller:
+    """One running server for a module's tests; once everything embedded, once everything that can grow."""
+    if request.param == "grown":
+        return request.getfixturevalue("grown").tenant(request.module.__name__.rpartition(".")[2])
+    return request.getfixturevalue("alone")
 
 
 def needs(reason: str) -> None:

@@ -177,7 +177,7 @@ def speak(server: ServerProcess, text: bytes) -> bytes:
     ],
     ids=["no HTTP", "long header", "length that is no number", "raw bytes", "undecodable path", "websocket"],
 )
-def test_broken_requests_are_refused_and_the_server_goes_on(server: ServerProcess, text: bytes, status: bytes) -> None:
-    assert speak(server, text).startswith(b"HTTP/1.1 " + status)
-    assert server.get("/healthz")[0] == 200
-    assert '"level":"error"' not in server.logs
+def test_broken_requests_are_refused_and_the_server_goes_on(alone: ServerProcess, text: bytes, status: bytes) -> None:
+    assert speak(alone, text).startswith(b"HTTP/1.1 " + status)
+    assert alone.get("/healthz")[0] == 200
+    assert '"level":"error"' not in alone.logs

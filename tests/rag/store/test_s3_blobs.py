@@ -124,7 +124,31 @@ def test_a_service_that_hangs_is_unavailable_within_the_time_given(stopped: S3, 
         with pytest.raises(Unavailable):
             call()
         assert time.monotonic() - started < 6 * IMPATIENCE_SECONDS + 1.5
-    assert blobs.health() == {"type": "s3", "status": "red", "error": "the blob store does not answer"}
+    assert blobs.health()["status"] == "red"
+
+
+def test_a_service_that_keeps_failing_is_left_alone_for_a_while_and_asked_again(service: S3, blobs: S3BlobStore) -> None:
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(5):
+            with pytest.raises(Unavailable, match="does not answer"):
+                blobs.put("a", io.BytesIO(b"1"))
+        started = time.monotonic()
+        for size in (1, 2 * PART_BYTES):
+            with pytest.raises(Unavailable, match="is left alone for a while"):
+                blobs.put("a", io.BytesIO(bytes(size)))
+        assert time.monotonic() - started < 0.2
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: blobs.health()["status"] == "green")
+    assert blobs.put("a", io.BytesIO(b"1")) == 1
+
+
+def test_a_service_that_refuses_us_is_not_taken_for_a_dead_one(service: S3, tmp_path: Path) -> None:
+    blobs = store_on(service, tmp_path, keys={"access_key_id": "test-access", "secret_access_key": "wrong"})
+    for _ in range(10):
+        with pytest.raises(Unavailable, match="refuses our credentials"):
+            blobs.put("a", io.BytesIO(b"1"))
 
 
 def test_a_large_upload_ends_with_its_requests_deadline(stopped: S3, tmp_path: Path) -> None:
