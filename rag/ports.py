@@ -7,7 +7,18 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from rag.types import Candidates, ChatDelta, ChatMessage, ChatOptions, ChatReply, Chunk, ChunkSelector, IngestTask, SearchRequest
+from rag.types import (
+    Candidates,
+    ChatDelta,
+    ChatMessage,
+    ChatOptions,
+    ChatReply,
+    Chunk,
+    ChunkSelector,
+    IngestTask,
+    SearchRequest,
+    StoredChunk,
+)
 
 
 class ChunkStore(Protocol):
@@ -64,6 +75,15 @@ class ChunkStore(Protocol):
 
     def count(self, tenant_id: str, selector: ChunkSelector) -> int:
         """How many chunks are selected."""
+
+    def scan(self, tenant_id: str, *, after: str = "", size: int = 500) -> Iterator[Sequence[StoredChunk]]:
+        """All chunks of the tenant with ids above `after`, by rising id, `size` at a time; with their vectors, bit for bit."""
+
+    def load(self, tenant_id: str, stored: Sequence[StoredChunk]) -> None:
+        """Insert or replace what `scan` of another store gave, terms and vectors as they are; durable when this returns.
+
+        Call `flush` at the end: only then searches find all of it for certain.
+        """
 
     def drop_tenant(self, tenant_id: str) -> None:
         """Remove everything of the tenant."""

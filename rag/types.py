@@ -50,6 +50,15 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """A chunk with its vector as a store keeps it: unit float16 `[dimension]` of the embedding space `space`, None without one."""
+
+    chunk: Chunk
+    space: str = ""
+    vector: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkSelector:
     """Which chunks of a tenant a delete, count or switch touches: all conditions given must hold; at least one must be given.
 

@@ -23,7 +23,7 @@ from rag.store.elastic_write import FieldMissing, Item, write
 from rag.store.mapping import MOST_HITS, chunk_from, document, unpacked
 from rag.store.rows import stored_id
 from rag.store.vectors import unit_rows
-from rag.types import Candidates, Chunk, ChunkSelector, SearchRequest
+from rag.types import Candidates, Chunk, ChunkSelector, SearchRequest, StoredChunk
 
 _PAGE_IDS, _PAGE_CHUNKS = 5000, 500
 _ATTEMPTS = 10  # to win against other writers of the same chunks
@@ -118,6 +118,14 @@ class ElasticStore:
             self.flush(tenant_id)
         return selected
 
+    def load(self, tenant_id: str, stored: Sequence[StoredChunk]) -> None:
+        """As `rag.ports.ChunkStore.load`."""
+        self._check_open()
+        spaces = {(item.space, len(item.vector)) for item in stored if item.vector is not None}
+        for space, dimension in spaces or {("", 0)}:
+            self._indexes.prepare(tenant_id, space, dimension)
+        self._write_conditionally(tenant_id, [Item(item.chunk.id, document(item.chunk, item.space, item.vector)) for item in stored])
+
     def flush(self, tenant_id: str) -> None:
         """As `rag.ports.ChunkStore.flush`."""
         self._check_open()
@@ -201,6 +209,12 @@ class ElasticStore:
             "from": offset if size else 0,
             "size": size,
         })  # fmt: skip
+
+    def scan(self, tenant_id: str, *, after: str = "", size: int = 500) -> Iterator[builtins.list[StoredChunk]]:
+        """As `rag.ports.ChunkStore.scan`, of one moment."""
+        query = {"range": {"id": {"gt": stored_id(after)}}} if after else {"match_all": {}}
+        for page in self._pages(tenant_id, query, size, fields=True):
+            yield [StoredChunk(chunk_from(hit["_source"]), *_kept(hit)) for hit in page]
 
     def count(self, tenant_id: str, selector: ChunkSelector) -> int:
         """As `rag.ports.ChunkStore.count`."""

@@ -19,7 +19,7 @@ from rag.store.record_check import RecordCheck
 from rag.store.record_file import reason
 from rag.store.selection import where
 from rag.store.tenant import Tenant
-from rag.types import ID_PATTERN, Candidates, Chunk, ChunkSelector, SearchRequest
+from rag.types import ID_PATTERN, Candidates, Chunk, ChunkSelector, SearchRequest, StoredChunk
 
 _log = structlog.get_logger("millrace.store")
 _TENANT_ID = re.compile(ID_PATTERN)
@@ -149,6 +149,23 @@ class EmbeddedStore:
             return 0
         with self._tenant(tenant_id) as tenant:
             return tenant.record.count(selector)
+
+    def scan(self, tenant_id: str, *, after: str = "", size: int = 500) -> Iterator[builtins.list[StoredChunk]]:
+        """As `rag.ports.ChunkStore.scan`: each page is read in a transaction of its own."""
+        while not self._is_absent(tenant_id):
+            with self._tenant(tenant_id) as tenant:
+                page = tenant.record.page(after, size)
+            if page:
+                yield page
+            if len(page) < size:
+                return
+            after = page[-1].chunk.id
+
+    def load(self, tenant_id: str, stored: Sequence[StoredChunk]) -> None:
+        """As `rag.ports.ChunkStore.load`: one transaction an embedding space."""
+        with self._tenant(tenant_id) as tenant:
+            for seq in tenant.load(stored):
+                self._settle(tenant_id, tenant, seq, wait=False)
 
     def drop_tenant(self, tenant_id: str) -> None:
         """As `rag.ports.ChunkStore.drop_tenant`. Calls under way for the tenant are waited for."""

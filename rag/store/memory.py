@@ -4,7 +4,7 @@ import builtins
 import math
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from rag.errors import InvalidArgument
 from rag.store.rows import body_of, indexed_text, stored_id
 from rag.store.vectors import unit_rows
-from rag.types import Candidates, Chunk, ChunkSelector, SearchRequest
+from rag.types import Candidates, Chunk, ChunkSelector, SearchRequest, StoredChunk
 
 _FIELDS = ("title", "content", "keywords", "questions")
 _K1, _B = 1.2, 0.75
@@ -148,6 +148,24 @@ class MemoryStore:
         """As `rag.ports.ChunkStore.count`."""
         with self._lock:
             return len(self._selected(tenant_id, selector))
+
+    def scan(self, tenant_id: str, *, after: str = "", size: int = 500) -> Iterator[builtins.list[StoredChunk]]:
+        """As `rag.ports.ChunkStore.scan`."""
+        with self._lock:
+            entries = [entry for chunk_id, entry in sorted(self._tenants.get(tenant_id, {}).items()) if chunk_id > after]
+        for start in range(0, len(entries), size):
+            yield [
+                StoredChunk(entry.chunk) if entry.vector is None else StoredChunk(entry.chunk, entry.space, entry.vector.astype(np.float16))
+                for entry in entries[start : start + size]
+            ]
+
+    def load(self, tenant_id: str, stored: Sequence[StoredChunk]) -> None:
+        """As `rag.ports.ChunkStore.load`."""
+        with self._lock:
+            self.put(tenant_id, [item.chunk for item in stored], None, "")
+            for item in stored:
+                entry = self._tenants[tenant_id][item.chunk.id]
+                entry.space, entry.vector = item.space, None if item.vector is None else item.vector.astype(np.float32)
 
     def drop_tenant(self, tenant_id: str) -> None:
         """As `rag.ports.ChunkStore.drop_tenant`."""

@@ -2,9 +2,11 @@
 
 # ruff: noqa: S608 - the statements are pieced together from constants of this module; every value is bound
 
+import math
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import orjson
@@ -13,7 +15,7 @@ from rag.store.record_file import RecordFile
 from rag.store.rows import chunk_of, hex_id, stored_id
 from rag.store.selection import IN, json_list, values_of, where
 from rag.store.vectors import Part
-from rag.types import Chunk, ChunkSelector
+from rag.types import Chunk, ChunkSelector, StoredChunk
 
 _ROW = "rid, id, dataset, document, available, part, slot"
 # A chunk as one JSON array. Python's sqlite3 lets go of the interpreter lock at every row it fetches, and under load each time is
@@ -58,6 +60,18 @@ class Tail:
 
 class RecordReader(RecordFile):
     """The reading half of a record. Raises as `RecordFile`."""
+
+    def page(self, after: str, size: int) -> list[StoredChunk]:
+        """The next `size` chunks with ids above `after` ("" for all), by rising id, with their vectors."""
+        above = stored_id(after) if after else -math.inf
+        with self.read() as connection:
+            rows = connection.execute(
+                f"""SELECT c.id, s.id, d.id, c.version, c.position, c.created_at, c.available, b.title, b.content, b.keywords, b.questions,
+                b.body, p.space, e.vector {_FROM} LEFT JOIN embeddings e ON e.rid = c.rid LEFT JOIN parts p ON p.number = c.part
+                WHERE c.id > ? ORDER BY c.id LIMIT ?""",
+                (above, size),
+            ).fetchall()
+        return [_stored(row) for row in rows]
 
     # ------------------------------------------------------------------------------------------------ following
     def head(self) -> int:
@@ -210,3 +224,8 @@ def _array(cursor: sqlite3.Cursor, width: int) -> np.ndarray:
     while piece := cursor.fetchmany(65536):
         pieces.append(np.array(piece, np.int64))
     return np.concatenate(pieces) if pieces else np.empty((0, width), np.int64)
+
+
+def _stored(row: Sequence[Any]) -> StoredChunk:
+    chunk = chunk_of((*row[:11], orjson.loads(row[11])))
+    return StoredChunk(chunk) if row[13] is None else StoredChunk(chunk, row[12], np.frombuffer(row[13], np.float16))

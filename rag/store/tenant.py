@@ -1,6 +1,6 @@
 """One open tenant: its record, vector files, arrays in memory, text index and upkeep, and a search over them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rag.store.record import Record
 from rag.store.search import search
 from rag.store.text import TextIndex, TextSearcher
 from rag.store.vectors import VectorFiles, unit_rows
-from rag.types import Candidates, Chunk, SearchRequest
+from rag.types import Candidates, Chunk, SearchRequest, StoredChunk
 
 RECORD_NAME = "chunks.sqlite3"
 
@@ -65,6 +65,16 @@ class Tenant:
         if [chunk.id for chunk in before] != [chunk.id for chunk in after]:
             raise InvalidArgument("a chunk is replaced by one of another id")
         return self.record.replace(before, after, _units(len(after), vectors), space)
+
+    def load(self, stored: Sequence[StoredChunk]) -> Iterator[int]:
+        """Store chunks with their vectors as they are; the last change's sequence number of each transaction."""
+        groups: dict[str, list[StoredChunk]] = {}
+        for item in stored:
+            groups.setdefault("" if item.vector is None else item.space, []).append(item)
+        for space, items in groups.items():
+            vectors = [item.vector for item in items if item.vector is not None]
+            matrix = np.stack(vectors) if vectors else np.empty((len(items), 0), np.float16)
+            yield self.record.put([item.chunk for item in items], matrix, space)
 
     def search(self, request: SearchRequest) -> Candidates:
         """As the port says. A damaged part answers nothing, is named in `degraded`, and is repaired in the background."""

@@ -15,7 +15,7 @@ from rag.store.elastic_index import Layout
 from rag.store.elastic_store import ElasticStore
 from rag.store.embedded import EmbeddedStore
 from rag.store.memory import MemoryStore
-from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest, Term
+from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest, StoredChunk, Term
 from tests.services.elasticsearch import Node
 
 TENANT, OTHER = "a" * 32, "b" * 32
@@ -521,6 +521,57 @@ def test_a_dropped_tenant_is_empty_and_can_begin_again(store):
     assert found(store, "word", tenant=OTHER) == {1}
     store.put(TENANT, [make(2, "word")], unit(1, 0, 0)[None], SPACE)
     assert found(store, "word") == found(store, "", unit(1, 0, 0)) == {2}
+
+
+# ---------------------------------------------------------------------------------------------------- from one store to another
+def everything(store: ChunkStore, **where) -> list:
+    """(chunk, space, vector's bytes) of all that a scan gives, in its order."""
+    items = [item for page in store.scan(TENANT, **where) for item in page]
+    return [(item.chunk, item.space, None if item.vector is None else item.vector.tobytes()) for item in items]
+
+
+def test_what_was_scanned_is_loaded_into_another_store_bit_for_bit(store, tmp_path: Path):
+    vectors = np.random.default_rng(7).normal(size=(40, 8)).astype(np.float32)
+    texts = [f"word{n} \U0001f600 \u4e2d\u6587 {'long ' * n}" for n in range(40)]
+    chunks = [make((n * 0x0FEDCBA987654321) % 2**64, texts[n], position=n, created_at=1763687654.1234567 + n) for n in range(40)]
+    store.put(TENANT, chunks[:20], vectors[:20], SPACE)
+    store.put(TENANT, chunks[20:30], vectors[20:30, :4], "another")
+    store.put(TENANT, chunks[30:], None, "")
+    first, again = EmbeddedStore(tmp_path / "first"), EmbeddedStore(tmp_path / "again")
+    try:
+        for source, target in ((store, first), (first, again)):
+            for page in source.scan(TENANT, size=7):
+                target.load(TENANT, page)
+            target.flush(TENANT)
+        store.drop_tenant(TENANT)
+        for page in again.scan(TENANT):
+            store.load(TENANT, page)
+            store.load(TENANT, page)
+        store.flush(TENANT)
+        assert everything(store) == everything(first) == everything(again)
+        assert [item[0] for item in everything(store)] == sorted(chunks, key=lambda chunk: chunk.id)
+        assert store.search(ask("word3", vectors[3] / np.linalg.norm(vectors[3]))).ids.tolist()
+        assert found(store, "word35") == {int(chunks[35].id, 16)}
+        assert np.isnan(store.vectors(TENANT, [chunks[35].id], SPACE)).all()
+    finally:
+        first.close()
+        again.close()
+
+
+def test_a_scan_begins_behind_an_id_and_comes_in_pages(store):
+    assert list(store.scan(TENANT)) == []
+    store.put(TENANT, [make(n, "word") for n in (1, 2, 3, 0xF000000000000000)], None, "")
+    assert [len(page) for page in store.scan(TENANT, size=3)] == [3, 1]
+    assert [item[0].id for item in everything(store, after=f"{2:016x}")] == [f"{3:016x}", "f000000000000000"]
+    assert list(store.scan(OTHER)) == []
+
+
+def test_loading_replaces_what_is_there_and_its_vector(store):
+    store.put(TENANT, [make(1, "old")], np.ones((1, 4), np.float32), SPACE)
+    store.load(TENANT, [StoredChunk(make(1, "new"))])
+    store.flush(TENANT)
+    assert (found(store, "old"), found(store, "new")) == (set(), {1})
+    assert everything(store) == [(make(1, "new"), "", None)]
 
 
 # ---------------------------------------------------------------------------------------------------- at the same time
