@@ -4,11 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from api.listening import KEY_FILE
+from api.places import places_of
 from db.address import address_of
-from db.services import tenant_service
+from db.services import move_service, tenant_service
 from db.services.tenant_service import KeyRecord
 from db.session import Session
 from rag.errors import NotFound, SettingsError
@@ -34,7 +36,8 @@ def prepare_data_dir(data_dir: Path) -> Path:
 def open_session(settings: Settings, lane: Lane) -> Session:
     """A session over the database that the settings name; it connects when it is asked something. Raises `SettingsError`."""
     address = address_of(settings.database_url, prepare_data_dir(settings.data_dir), settings.database_password)
-    return Session(address, lane, timeout_seconds=settings.database_timeout_seconds)
+    guard = partial(move_service.check_writable, places_of(settings).movable)
+    return Session(address, lane, timeout_seconds=settings.database_timeout_seconds, guard=guard)
 
 
 def reason_of(error: OSError) -> str:
@@ -47,7 +50,8 @@ def ensure_first_key(session: Session, data_dir: Path, tenant_name: str) -> str:
 
     The file is made again when it was deleted or when its key was; other keys are left alone.
     """
-    return session.write_now(_first_key, data_dir / KEY_FILE, tenant_name)
+    # known already: then nothing is written, which may be held
+    return session.read_now(_known_key, data_dir / KEY_FILE) or session.write_now(_first_key, data_dir / KEY_FILE, tenant_name)
 
 
 def list_keys(settings: Settings, tenant_name: str | None) -> int:
@@ -95,13 +99,20 @@ def _opened(settings: Settings) -> Iterator[Session]:
         lane.close()
 
 
-def _first_key(file: Path, tenant_name: str) -> str:
-    # the tenant is held, so that two servers that start at once agree on one key
-    tenant = tenant_service.hold(tenant_name)
+def _known_key(file: Path) -> str:
+    """The key in the file, "" without one that is valid."""
     with suppress(FileNotFoundError):
         token = file.read_text("ascii", errors="replace").strip()
         if tenant_service.find_key(token) is not None:
             return token
+    return ""
+
+
+def _first_key(file: Path, tenant_name: str) -> str:
+    # the tenant is held, so that two servers that start at once agree on one key
+    tenant = tenant_service.hold(tenant_name)
+    if known := _known_key(file):
+        return known
     token = tenant_service.create_key(tenant.id).token
     _publish(token, file)
     return token

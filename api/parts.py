@@ -16,8 +16,10 @@ from api.ingest_records import DatabaseRecords
 from api.keys import open_session, prepare_data_dir
 from api.memory import Memory, open_memory
 from api.metrics import Metrics
+from api.places import places_of
 from api.shared_pressure import share_pressure
 from api.warmup import Warmup
+from db.services import move_service
 from db.session import Session
 from rag.errors import SettingsError
 from rag.ingest.pipeline import Pipeline
@@ -101,6 +103,7 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
         for lane in lanes.all:
             stack.callback(lane.close)
         await lanes.db.run(session.create_tables)
+        await lanes.db.run(session.read_now, move_service.check_complete, places_of(settings).movable)
         blobs = open_blobs(settings, data_dir)
         stack.callback(blobs.close)
         store = open_store(settings, data_dir)

@@ -11,7 +11,7 @@ import structlog
 
 from api.parts import Parts
 from db.services import system_service
-from rag.errors import MillraceError, Unavailable
+from rag.errors import MillraceError, Unavailable, WritesHeld
 
 log = structlog.get_logger("millrace.readiness")
 
@@ -62,8 +62,13 @@ class Readiness:
         if self._parts.drain.draining:
             raise Unavailable("the server is stopping")
 
-    async def _database(self) -> None:
-        await self._parts.session.write(system_service.probe_write)
+    async def _database(self) -> str:
+        """Held writes are no failure: searches and chats go on."""
+        try:
+            await self._parts.session.write(system_service.probe_write)
+        except WritesHeld as error:
+            return str(error)
+        return ""
 
     async def _blobs(self) -> None:
         key = f"probe/{uuid.uuid4().hex}"

@@ -318,4 +318,22 @@ class SchemaVersion(Model):
         legacy_table_names = False
 
 
+class Move(Model):
+    """The one row (id 1) that says whether this database may be written: see `db.services.move_service`.
+
+    `detail` is what the program that moves the data must know to go on; `retired` names the places that data was moved away from.
+    """
+
+    id = IntegerField(primary_key=True)
+    state = CharField(max_length=16, default="open")
+    move_id = CharField(max_length=32, default="")
+    detail = JSONField(default=dict)
+    retired = JSONField(default=list)
+
+    class Meta:
+        database = proxy
+        legacy_table_names = False
+        table_name = "data_move"
+
+
 ALL = (Tenant, ApiKey, Dataset, Document, Task, Dialog, Conversation, Message, SearchApp)

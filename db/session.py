@@ -39,12 +39,15 @@ class Session:
     and whatever the service raises.
     """
 
-    def __init__(self, where: Path | Address, lane: Lane, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, where: Path | Address, lane: Lane, *, timeout_seconds: float = TIMEOUT_SECONDS, guard: Callable[[], None] | None = None
+    ) -> None:  # fmt: skip
         """A path is that of a SQLite file, which is made. One `Session` a process.
 
-        `timeout_seconds` bounds each statement sent to a server.
+        `timeout_seconds` bounds each statement sent to a server. A `guard` begins every transaction that writes: it raises where
+        nothing may be written now.
         """
-        self._lane = lane
+        self._lane, self._guard = lane, guard
         self.address = Address("sqlite", path=where) if isinstance(where, Path) else where
         self._database = open_engine(self.address, timeout_seconds)
         self._connecting = threading.Lock()
@@ -107,6 +110,8 @@ class Session:
                 reached = "transaction"
                 with database.atomic(mode):
                     reached = "service"
+                    if self._guard is not None and mode == "write" and service is not migrate:  # which makes what the guard reads
+                        self._guard()
                     result = service(*args, **kwargs)
                     reached = "commit"
                 return result

@@ -10,6 +10,7 @@
     ├── Unavailable            a part (database, store, blobs) cannot answer now; carries retry_after_seconds
     │   ├── DatabaseUnavailable  the database, that is; nothing was changed
     │   │   └── OutcomeUnknown   it fell silent while committing: the change may have been made
+    │   ├── WritesHeld         the data is being moved to other parts: it can only be read now
     │   └── Corrupt            derived data is damaged and is being rebuilt
     ├── Damaged                a stored file's bytes are not those that were stored
     ├── DeadlineExceeded       the time given to a stage ran out
@@ -83,6 +84,10 @@ class DatabaseUnavailable(Unavailable):
 
 class OutcomeUnknown(DatabaseUnavailable):
     """The database fell silent while it committed: the transaction was made or not, and nobody can tell yet."""
+
+
+class WritesHeld(Unavailable):
+    """The data is being moved to other parts, or has been: here it can be read, and is changed no more."""
 
 
 class Corrupt(Unavailable):

@@ -143,7 +143,7 @@ def _state_reply(state: PartState) -> dict[str, Any]:
 
 def _status_of(state: PartState) -> dict[str, Any]:
     reply: dict[str, Any] = {"status": "green" if state.ok else "red", "elapsed": f"{state.elapsed_ms:.1f}"}
-    return reply if state.ok else reply | {"error": state.reason}
+    return reply | ({"note" if state.ok else "error": state.reason} if state.reason else {})
 
 
 def _key_reply(key: KeyRecord) -> dict[str, Any]:
