@@ -10,11 +10,14 @@ import secrets
 import time
 import unicodedata
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 import peewee
 from peewee import SQL, BigIntegerField, BooleanField, Context, DatabaseProxy, DoubleField, FieldAccessor, IntegerField, Model, NodeList
+
+from rag.errors import InvalidArgument
 
 proxy = DatabaseProxy()
 
@@ -103,6 +106,29 @@ class Row(Model):
     class Meta:
         database = proxy
         legacy_table_names = False
+
+    @classmethod
+    def insert(cls, __data: Any = None, **values: Any) -> Any:
+        """As peewee's. Raises `InvalidArgument` for a value that its column cannot hold."""
+        cls._check(values)
+        return super().insert(__data, **values)
+
+    @classmethod
+    def update(cls, __data: Any = None, **values: Any) -> Any:
+        """As `insert`."""
+        cls._check(values)
+        return super().update(__data, **values)
+
+    @classmethod
+    def _check(cls, values: Mapping[str, Any]) -> None:
+        """The limits that servers set, which SQLite would pass over."""
+        for name, value in values.items():
+            column = cls._meta.fields[name]
+            if isinstance(column, CharField) and isinstance(value, str) and len(value) > column.max_length:
+                raise InvalidArgument(f"{name} exceeds {column.max_length} characters")
+            bits = 63 if isinstance(column, BigIntegerField) else 31
+            if isinstance(column, IntegerField) and isinstance(value, int) and not -(1 << bits) <= value < 1 << bits:
+                raise InvalidArgument(f"{name} is out of range")
 
 
 class Tenant(Row):

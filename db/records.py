@@ -6,7 +6,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
 
-from peewee import Model
+from peewee import Model, ModelSelect
 
 from db.models import name_key
 
@@ -14,11 +14,27 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Model)
 
 NAMES_AT_ONCE = 64
+LAST_PAGE = 1 << 40
+NEAR_ROWS = 1000
 
 
 def only(rows: Iterable[R]) -> R | None:
     """The row of a query by a unique key, or None. Without LIMIT: with it PostgreSQL may prefer to look through the whole table."""
     return next(iter(rows), None)
+
+
+def page_of(ordered: ModelSelect, page: int, page_size: int) -> list[Any]:
+    """The rows of the query's page, counted from 1; far behind the end there is nothing, however far.
+
+    Of a far page the ids come first: an index holds them, so that no row before the page is read.
+    """
+    model = ordered.model
+    paged = ordered.paginate(min(page, LAST_PAGE), page_size)
+    if page * page_size <= NEAR_ROWS:
+        return list(paged)
+    ids = [row_id for (row_id,) in paged.select(model.id).tuples()]
+    rows = {row.id: row for row in model.select().where(model.id.in_(ids))} if ids else {}
+    return [rows[row_id] for row_id in ids]
 
 
 @cache

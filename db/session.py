@@ -15,7 +15,7 @@ from db.engines import open_engine
 from db.faults import Fault, fault_of
 from db.migrate import migrate
 from db.models import proxy
-from rag.errors import DatabaseUnavailable, OutcomeUnknown
+from rag.errors import DatabaseUnavailable, InvalidArgument, OutcomeUnknown
 from rag.stages import stage
 from rag.threads import Lane
 
@@ -131,6 +131,8 @@ class Session:
         """What the error means; the connection is closed where it is of no use any more. Raises what is the service's own matter."""
         refused = getattr(getattr(error, "orig", None), "sqlstate", None) == PERMISSION
         if isinstance(error, (IntegrityError, DataError, ProgrammingError)) and reached == "service" and not refused:
+            if isinstance(error, DataError):
+                raise InvalidArgument("a value is too long or too large to be kept") from error
             raise error  # the database itself is well
         fault = fault_of(self.kind, error)
         if fault.lost or reached != "service":

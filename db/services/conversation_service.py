@@ -8,7 +8,7 @@ from peewee import fn
 
 from db.dialect import among, locked
 from db.models import Conversation, Message, name_key, now_ms
-from db.records import freeze
+from db.records import freeze, page_of
 from rag.errors import NotFound
 
 INSERT_ROWS = 100  # rows of 8 columns an INSERT carries, under every database's limit of bound values
@@ -73,7 +73,7 @@ def listing(
         query = query.where(Conversation.user_id == user_id)
     column = getattr(Conversation, orderby)
     order = (column.desc(), Conversation.id.desc()) if desc else (column.asc(), Conversation.id.asc())
-    return _records(list(query.order_by(*order).paginate(page, page_size)))
+    return _records(page_of(query.order_by(*order), page, page_size))
 
 
 def rename(tenant_id: str, conversation_id: str, name: str | None) -> ConversationRecord:

@@ -8,7 +8,7 @@ from peewee import IntegrityError, fn
 
 from db.dialect import among, has_part, locked
 from db.models import Dataset, Document, Tenant, name_key, new_version, now_ms
-from db.records import free_name, freeze, only
+from db.records import free_name, freeze, only, page_of
 from db.services import task_service
 from db.services.task_service import Purge
 from rag.errors import Conflict
@@ -104,7 +104,7 @@ def search(tenant_id: str, query: DatasetQuery) -> tuple[int, list[DatasetRecord
     order, tie = getattr(Dataset, query.orderby), Dataset.id
     ordered = rows.order_by(order.desc(), tie.desc()) if query.descending else rows.order_by(order, tie)
     total = rows.count() if counted is None else counted
-    return total, [freeze(DatasetRecord, row) for row in ordered.paginate(query.page, query.page_size)]
+    return total, [freeze(DatasetRecord, row) for row in page_of(ordered, query.page, query.page_size)]
 
 
 def run_counts(dataset_ids: Iterable[str]) -> dict[str, dict[str, int]]:

@@ -8,7 +8,7 @@ from peewee import IntegrityError, ModelSelect, Value
 
 from db.dialect import among, has_part, locked
 from db.models import Dataset, Dialog, Tenant, name_key, now_ms
-from db.records import freeze
+from db.records import freeze, page_of
 from rag.errors import Conflict, NotFound
 
 COLUMNS = (
@@ -103,7 +103,7 @@ def listing(
         query = query.where(has_part(Dialog.name_key, name_key(keywords)))
     column = getattr(Dialog, orderby)
     order = (column.desc(), Dialog.id.desc()) if desc else (column.asc(), Dialog.id.asc())
-    return query.count(), _records(tenant_id, list(query.order_by(*order).paginate(page, page_size)))
+    return query.count(), _records(tenant_id, page_of(query.order_by(*order), page, page_size))
 
 
 def update(tenant_id: str, dialog_id: str, values: Mapping[str, Any]) -> DialogRecord:

@@ -9,7 +9,7 @@ from peewee import IntegrityError, ModelSelect, fn
 
 from db.dialect import alone, among, has_part, locked
 from db.models import Dataset, Document, name_key, now_ms, proxy
-from db.records import free_name, freeze, only
+from db.records import free_name, freeze, only, page_of
 from db.services import state_service, task_service
 from db.services.task_service import Purge
 from rag.errors import Conflict, Unavailable
@@ -158,7 +158,7 @@ def search(dataset_id: str, query: DocumentQuery) -> tuple[int, list[DocumentRec
     order, tie = getattr(Document, query.orderby), Document.id
     ordered = rows.order_by(order.desc(), tie.desc()) if query.descending else rows.order_by(order, tie)
     total = rows.count() if counted is None else counted
-    return total, [freeze(DocumentRecord, row) for row in ordered.paginate(query.page, query.page_size)]
+    return total, [freeze(DocumentRecord, row) for row in page_of(ordered, query.page, query.page_size)]
 
 
 def facets(dataset_id: str, query: DocumentQuery) -> tuple[int, dict[str, int], dict[str, int], list[Mapping[str, Any]]]:

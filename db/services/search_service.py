@@ -8,7 +8,7 @@ from peewee import IntegrityError
 
 from db.dialect import has_part
 from db.models import SearchApp, name_key, now_ms
-from db.records import free_name, freeze
+from db.records import free_name, freeze, page_of
 from rag.errors import Conflict, NotFound
 
 COLUMNS = ("name", "description", "avatar", "search_config")
@@ -62,7 +62,7 @@ def listing(
         query = query.where(has_part(SearchApp.name_key, name_key(keywords)))
     column = getattr(SearchApp, orderby)
     order = (column.desc(), SearchApp.id.desc()) if desc else (column.asc(), SearchApp.id.asc())
-    return query.count(), [freeze(SearchRecord, row) for row in query.order_by(*order).paginate(page, page_size)]
+    return query.count(), [freeze(SearchRecord, row) for row in page_of(query.order_by(*order), page, page_size)]
 
 
 def update(tenant_id: str, search_id: str, values: Mapping[str, Any]) -> SearchRecord:

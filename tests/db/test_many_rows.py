@@ -112,3 +112,16 @@ def test_single_rows_are_found_by_an_index(filled: Session) -> None:
 def test_an_idle_queue_of_many_tenants_is_looked_at_by_an_index(filled: Session) -> None:
     (plan,) = asked(filled, lease_service.any_due)
     assert by_index(plan), plan
+
+
+def test_far_pages_follow_near_ones(filled: Session) -> None:
+    for service, arguments in (
+        (lambda page: filled.read_now(dataset_service.search, TENANT, DatasetQuery(page=page))[1], (33, 34)),
+        (lambda page: filled.read_now(document_service.search, DATASET, DocumentQuery(page=page))[1], (33, 34, 3333)),
+        (lambda page: filled.read_now(conversation_service.listing, TENANT, CHAT, page=page), (33, 34, 3333)),
+    ):
+        rows = [(row.create_time, row.id) for page in arguments for row in service(page)]
+        assert len(set(rows)) == 30 * len(arguments)
+        assert rows == sorted(rows, reverse=True)
+    assert len(filled.read_now(document_service.search, DATASET, DocumentQuery(page=3334))[1]) == ROWS % 30
+    assert filled.read_now(document_service.search, DATASET, DocumentQuery(page=3335))[1] == []

@@ -7,7 +7,7 @@ from db.services import conversation_service, dataset_service, dialog_service, s
 from db.services.conversation_service import MessageRecord
 from db.services.dataset_service import DatasetQuery
 from db.session import Session
-from rag.errors import Conflict
+from rag.errors import Conflict, InvalidArgument
 
 TENANT, CHAT = "1" * 32, "2" * 32
 STRANGE = "👩‍👩‍👧 𝔊𝔯𝔢𝔢𝔱𝔦𝔫𝔤𝔰 日本語 \u202ertl ' \" \\ % _ \u0301 \U0010ffff"
@@ -84,3 +84,24 @@ def test_more_ids_than_a_statement_takes_are_looked_up(session: Session) -> None
     assert set(session.read_now(dataset_service.get_many, TENANT, [*ids, made.id])) == {made.id}
     assert session.write_now(dataset_service.delete, TENANT, [*ids, made.id])[0] == 1
     assert session.read_now(lambda: Dataset.select().count()) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "c", "language": "x" * 33}, "language exceeds 32 characters"),
+        ({"name": "c", "llm_id": "x" * 256}, "llm_id exceeds 255 characters"),
+        ({"name": "c", "top_n": 1 << 31}, "top_n is out of range"),
+    ],
+)
+def test_what_a_column_cannot_hold_is_the_callers_mistake(session: Session, values: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        session.write_now(dialog_service.create, TENANT, values)
+    made = session.write_now(dialog_service.create, TENANT, {"name": "other"})
+    with pytest.raises(InvalidArgument, match=message):
+        session.write_now(dialog_service.update, TENANT, made.id, values)
+
+
+def test_a_page_far_behind_the_end_is_empty(session: Session) -> None:
+    make(session, "one")
+    assert session.read_now(dataset_service.search, TENANT, DatasetQuery(page=10**30, page_size=100)) == (1, [])
