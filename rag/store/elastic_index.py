@@ -137,6 +137,8 @@ class Indexes:
     def _add_field(self, index: str, field: str, dimension: int) -> None:
         body = orjson.dumps({"properties": {field: vector_mapping(dimension, self.layout.vectors)}})
         reply = self._cluster.ask("PUT", f"/{index}/_mapping", body, expected=(400,))
+        if reply.error == "mapper_parsing_exception" and self.layout.vectors == "flat":
+            raise Unavailable("elasticsearch refuses the field for vectors; before 8.13 it needs elasticsearch_vectors = hnsw")
         # another writer was quicker with another dimension: the caller sees it in the mapping
         if reply.status == 400 and reply.error != "illegal_argument_exception":
             raise failure(reply.status, reply.error)
