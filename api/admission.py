@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
+from api.usual import NEW, OLD, LateLoop, Usual
 from rag.errors import Overloaded, TooManyRequests
 from rag.ports import Clock
 from rag.threads import Load
@@ -26,22 +27,17 @@ CONTROL_SECONDS = 0.1
 CONTROL_SAMPLES = 4
 # How much slower than usual those let in may be; between the two the limit stays.
 SLOW, FAST = 1.25, 1.1
-FIRST_SAMPLES = 20
-RISE_SECONDS = 60.0
 # A caller that has not asked for so long has no share.
 PRESENT_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
 SHORTEST_RETRY_SECONDS = 0.05
-LATE_SECONDS = 0.005
 PROBE_SECONDS = 0.02
-WINDOW_SECONDS = 0.25
-_NEW, _OLD = 1 / 32, 1 - 1 / 32
 
 
 class Ticket(Load):
     """One request that was let in. `done` must be called once."""
 
-    __slots__ = ("_active_seconds", "_admission", "_away", "_caller", "_era", "_since")
+    __slots__ = ("_active_seconds", "_admission", "_away", "_caller", "_era", "_passed", "_since")
 
     def __init__(self, admission: "Admission", caller: str) -> None:
         super().__init__()
@@ -49,12 +45,15 @@ class Ticket(Load):
         self._caller = caller
         self._era = admission.era
         self._away = 0
+        self._passed = False
         self._active_seconds = 0.0
         self._since = admission.entered(caller)
 
     def leave(self) -> None:
         """As `Load.leave`."""
         self._away += 1
+        if self.lane_seconds:
+            self._pass()
         if self._away == 1:
             self._active_seconds += self._admission.left(self._caller) - self._since
 
@@ -66,10 +65,17 @@ class Ticket(Load):
 
     def done(self, route: str | None) -> None:
         """The request is over; its place is free. `route` is its template where it was answered, None where it was given up."""
+        self._pass()
         if not self._away:
             self._active_seconds += self._admission.left(self._caller) - self._since
         if route is not None:
             self._admission.learn(self._era, route, self._active_seconds, max(self.lane_seconds.values(), default=0.0))
+
+    def _pass(self) -> None:
+        """The first stretch of its work is over: a stream has many, and ends long after the one that others wait for."""
+        if not self._passed:
+            self._passed = True
+            self._admission.passed()
 
 
 class Admission:
@@ -90,13 +96,13 @@ class Admission:
         self._last_refusal = -math.inf
         self._refusals = 0.0  # of about the last second
         self._refusals_at = 0.0
-        self._usual_seconds: dict[str, _Usual] = {}
-        self._usual_active = _Usual()
+        self._usual_seconds: dict[str, Usual] = {}
+        self._usual_active = Usual()
         self._lane_seconds = 0.0
         self._loop_seconds = 0.0
         self._slowness: list[float] = []
         self._control_at = 0.0
-        self._window = _Window(clock)
+        self._window = LateLoop(clock)
         self._elsewhere_limit = 0.0
         self._elsewhere: Mapping[str, int] = {}
 
@@ -142,7 +148,7 @@ class Admission:
 
     def probe(self, late_seconds: float) -> None:
         """How late the event loop woke a timer just now; to be told every `PROBE_SECONDS` while requests are active."""
-        per_request = self._window.closed(late_seconds, self.active)
+        per_request = self._window.closed(late_seconds)
         if per_request is not None:
             self._loop_seconds = per_request
 
@@ -167,13 +173,16 @@ class Admission:
         self._window.busy(now, self.active)
         return now
 
+    def passed(self) -> None:
+        """One request more has done its first work."""
+        self._window.passed += 1
+
     def learn(self, era: int, route: str, active_seconds: float, lane_seconds: float) -> None:
         """Take in how long an answered request was active, and how long it took the lane it took most of."""
-        self._window.ended += 1
-        self._lane_seconds = self._lane_seconds * _OLD + lane_seconds * _NEW if self._lane_seconds else lane_seconds
+        self._lane_seconds = self._lane_seconds * OLD + lane_seconds * NEW if self._lane_seconds else lane_seconds
         if era != self.era:
             return
-        usual = self._usual_seconds.setdefault(route, _Usual())
+        usual = self._usual_seconds.setdefault(route, Usual())
         if not self.pressed:
             now = self._clock()
             usual.take(active_seconds, now)
@@ -223,61 +232,3 @@ class Admission:
             return Overloaded("the server is at its capacity", seconds)
         self._on_refused("share")
         return TooManyRequests("this caller has its share of a server at its capacity", seconds)
-
-
-class _Usual:
-    """The mean of calm times. It falls soon and rises slowly: the load that ends the calm must not count as usual."""
-
-    __slots__ = ("_at", "_samples", "value")
-
-    def __init__(self) -> None:
-        self.value = 0.0
-        self._samples = 0
-        self._at = 0.0
-
-    def take(self, sample: float, now: float) -> None:
-        """Take in a sample."""
-        self._samples += 1
-        if self._samples <= FIRST_SAMPLES:
-            share = 1 / self._samples
-        else:
-            share = min(_NEW, (now - self._at) / RISE_SECONDS) if sample > self.value else _NEW
-        self.value += (sample - self.value) * share
-        self._at = now
-
-
-class _Window:
-    """Seconds a request takes of an event loop that is late: the time with active requests over those that ended in it."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.ended = 0
-        self._busy_seconds = 0.0
-        self._busy_since: float | None = None
-        self._late: list[float] = []
-        self._ends_at = 0.0
-
-    def busy(self, now: float, active: int) -> None:
-        """The number of active requests has changed."""
-        if active and self._busy_since is None:
-            self._busy_since = now
-        elif not active and self._busy_since is not None:
-            self._busy_seconds += now - self._busy_since
-            self._busy_since = None
-
-    def closed(self, late_seconds: float, active: int) -> float | None:
-        """Take in the loop's lateness; at the window's end the seconds, 0 where the loop was in time, None where nothing ended."""
-        self._late.append(late_seconds)
-        now = self._clock()
-        if now < self._ends_at:
-            return None
-        if self._busy_since is not None:
-            self._busy_seconds += now - self._busy_since
-            self._busy_since = now
-        late = sum(self._late) / len(self._late) > LATE_SECONDS
-        busy, ended = self._busy_seconds, self.ended
-        self._late.clear()
-        self._busy_seconds, self.ended, self._ends_at = 0.0, 0, now + WINDOW_SECONDS
-        if not late:
-            return 0.0
-        return busy / ended if ended else None

@@ -192,7 +192,7 @@ def test_a_late_event_loop_counts_as_a_queue() -> None:
         world.admission.probe(0.015)
         world.admission.admit("a").done("/list")
     assert world.admission.expected_wait_seconds == pytest.approx(0.02, rel=0.2)
-    for _ in range(50):
+    for _ in range(80):
         world.now += 0.02
         world.admission.probe(0.0)
     assert world.admission.expected_wait_seconds == 0.0
@@ -223,3 +223,37 @@ def test_a_process_says_its_limit_to_others_only_while_it_refuses(world: World) 
     world.now += CALM_AFTER_SECONDS + 0.01
     assert world.admission.at_work == (0.0, {"a": len(held)})
     release(held)
+
+
+def test_streams_that_go_on_for_long_do_not_look_like_slow_work() -> None:
+    world = World()
+    streams = []
+    for _ in range(200):  # 50 begin each second, none ends, and the loop is late
+        world.now += 0.02
+        ticket = world.admission.admit("a", 5.0)
+        ticket.lane_seconds["db"] = 0.001
+        ticket.leave()
+        streams.append(ticket)
+        world.admission.probe(0.02)
+    working = [world.admission.admit("a", 5.0) for _ in range(20)]
+    for _ in range(20):
+        world.now += 0.02
+        world.admission.admit("a", 5.0).done("/list")
+        world.admission.probe(0.02)
+    assert world.admission.expected_wait_seconds < 1.0
+    assert not world.admission.pressed
+    release(streams + working)
+
+
+def test_a_moment_in_which_the_machine_does_other_things_is_no_queue() -> None:
+    world = World()
+    working = [world.admission.admit("a") for _ in range(10)]
+    for _ in range(50):
+        world.now += 0.02
+        world.admission.admit("a").done("/list")
+        world.admission.probe(0.0)
+    world.now += 0.3  # nothing at all happens
+    world.admission.probe(0.3)
+    world.admission.admit("a").done("/list")
+    assert not world.admission.pressed
+    release(working)
