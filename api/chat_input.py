@@ -14,7 +14,7 @@ Mode = Literal["create", "replace", "merge"]
 
 NAME_BYTES = 255
 TEXT_CHARACTERS = 65_535
-WHOLE_LIMIT = 1 << 31
+WHOLE_LIMIT = (1 << 31) - 1  # what a column of whole numbers holds
 RERANKERS_ALWAYS_TAKEN = ("BAAI/bge-reranker-v2-m3", "maidalun1020/bce-reranker-base_v1")
 
 SYSTEM = """\
