@@ -35,9 +35,9 @@ PROBE_SECONDS = 0.02
 
 
 class Ticket(Load):
-    """One request that was let in. `done` must be called once."""
+    """One request that was let in. `done` must be called once; what goes on after it (a thread nobody waits for) counts no more."""
 
-    __slots__ = ("_active_seconds", "_admission", "_away", "_caller", "_era", "_passed", "_since")
+    __slots__ = ("_active_seconds", "_admission", "_away", "_caller", "_done", "_era", "_passed", "_since")
 
     def __init__(self, admission: "Admission", caller: str) -> None:
         super().__init__()
@@ -45,6 +45,7 @@ class Ticket(Load):
         self._caller = caller
         self._era = admission.era
         self._away = 0
+        self._done = False
         self._passed = False
         self._active_seconds = 0.0
         self._since = admission.entered(caller)
@@ -54,13 +55,13 @@ class Ticket(Load):
         self._away += 1
         if self.lane_seconds:
             self._pass()
-        if self._away == 1:
+        if self._away == 1 and not self._done:
             self._active_seconds += self._admission.left(self._caller) - self._since
 
     def come_back(self) -> None:
         """As `Load.come_back`."""
         self._away -= 1
-        if not self._away:
+        if not self._away and not self._done:
             self._since = self._admission.entered(self._caller)
 
     def done(self, route: str | None) -> None:
@@ -68,6 +69,7 @@ class Ticket(Load):
         self._pass()
         if not self._away:
             self._active_seconds += self._admission.left(self._caller) - self._since
+        self._done = True
         if route is not None:
             self._admission.learn(self._era, route, self._active_seconds, max(self.lane_seconds.values(), default=0.0))
 
@@ -144,6 +146,8 @@ class Admission:
                 has, places = has + self._elsewhere.get(caller, 0), places + self._elsewhere_limit
             if has >= max(1.0, places / callers) or callers == 1:
                 raise self._refusal(now, of_all=callers == 1)
+            if not has and len(self._active_of) >= self.limit:  # a place each is more than there are
+                raise self._refusal(now, of_all=True)
         return Ticket(self, caller)
 
     def probe(self, late_seconds: float) -> None:

@@ -1,6 +1,7 @@
 """api/admission.py: who is let in, by a clock of the tests."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -163,6 +164,32 @@ def test_under_pressure_one_tenant_is_held_to_its_share_and_the_other_is_let_in(
     with pytest.raises(TooManyRequests):
         world.admission.admit("small")
     release(held + others)
+
+
+def test_of_more_tenants_than_places_only_as_many_are_let_in(world: World) -> None:
+    release(world.fill("a"))
+    world.now += 2 * PRESENT_SECONDS
+    release(world.fill("a"))
+    world.admission.limit = 10.0
+    held = []
+    for number in range(1000):
+        with suppress(Overloaded):
+            held.append(world.admission.admit(f"tenant {number}"))
+    assert len(held) == 10
+    assert world.refused[-1] == "overload"
+    release(held)
+
+
+def test_what_goes_on_after_its_request_is_over_takes_no_place(world: World) -> None:
+    waiting, working = world.admission.admit("a"), world.admission.admit("a")
+    waiting.leave()
+    waiting.done(None)
+    waiting.come_back()
+    assert world.admission.active == 1
+    working.done(None)
+    working.leave()
+    working.come_back()
+    assert world.admission.active == 0
 
 
 def test_a_tenant_that_asks_no_more_has_no_share(world: World) -> None:
