@@ -16,7 +16,7 @@ from db.services import document_service, task_service
 from db.services.dataset_service import DatasetRecord
 from db.services.document_service import DocumentRecord, Upload
 from db.services.task_service import Purge
-from rag.errors import MillraceError
+from rag.errors import MillraceError, OutcomeUnknown
 
 CONFIG_KEYS = ("table_column_mode", "table_column_roles")
 
@@ -65,10 +65,27 @@ class Intake:
         uploads = [Upload(**file, folder=folder, pipeline_id=self._dataset.pipeline_id, parser_config=config) for file in self._files]
         if not uploads:
             return []
-        records = await self._parts.session.write(document_service.add, self._tenant_id, self._dataset.id, uploads)
+        records = await self._add(uploads)
         if records is None:
             raise ApiError(102, f"Can't find the dataset with ID {self._dataset.id}!", 404)
-        self._pledges.clear()
+        return records
+
+    async def _add(self, uploads: list[Upload]) -> list[DocumentRecord] | None:
+        """The transaction that makes the documents, after which nothing is undone unless it was certainly not made.
+
+        When the caller goes away it is made all the same, and when the database falls silent while committing nobody knows: the
+        pledges then stand, if it was not, and a worker removes the files.
+        """
+        pledges, self._pledges = self._pledges, []
+        try:
+            records = await self._parts.session.write(document_service.add, self._tenant_id, self._dataset.id, uploads)
+        except OutcomeUnknown:
+            raise
+        except MillraceError:
+            self._pledges = pledges
+            raise
+        if records is None:
+            self._pledges = pledges
         return records
 
     async def _receive_file(self, name: str, reader: MultipartReader) -> None:

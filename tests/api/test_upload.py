@@ -11,7 +11,8 @@ import xxhash
 from api.asgi import BUFFERED_BYTES
 from api.upload import WRITTEN_BYTES, Uploader
 from db.models import Task
-from rag.errors import Unavailable
+from db.services import document_service
+from rag.errors import OutcomeUnknown, Unavailable
 from tests.api.conftest import Server, multipart
 
 
@@ -307,6 +308,29 @@ async def test_a_server_that_dies_leaves_a_pledge_that_a_worker_keeps(api: Serve
     await api.parts.session.write(lambda: Task.update(due_at=0).execute())
     assert await api.work() == 1
     assert files_of(api) == []
+
+
+@pytest.mark.parametrize("made", [True, False])
+async def test_a_commit_without_an_answer_costs_no_document_its_file(api: Server, monkeypatch: pytest.MonkeyPatch, made: bool) -> None:
+    dataset = await api.dataset()
+    write = api.parts.session.write
+
+    async def falls_silent(service: Any, *arguments: Any, **named: Any) -> Any:
+        if service is not document_service.add:
+            return await write(service, *arguments, **named)
+        if made:
+            await write(service, *arguments, **named)
+        raise OutcomeUnknown("the database fell silent while committing")
+
+    monkeypatch.setattr(api.parts.session, "write", falls_silent)
+    assert (await api.upload(dataset, ("a.txt", b"kept"))).status == 503
+    monkeypatch.undo()
+    documents = (await api.call("GET", f"/datasets/{dataset}/documents")).data["docs"]
+    assert len(documents) == made
+    assert len(files_of(api)) == 1
+    await api.parts.session.write(lambda: Task.update(due_at=0).execute())
+    assert await api.work() == (not made)  # nobody's file goes with its pledge
+    assert len(files_of(api)) == made
 
 
 async def test_parallel_uploads_keep_names_and_counts(api: Server) -> None:
