@@ -115,7 +115,7 @@ class Settings(BaseModel):
         description="how a new index finds vectors: flat compares all and misses none, the others are quicker for a million and more",
     )
     elasticsearch_timeout_seconds: Seconds = Field(
-        30.0, description="longest wait for one answer of the cluster", json_schema_extra=SECONDS
+        15.0, description="longest wait for one answer of the cluster", json_schema_extra=SECONDS
     )  # fmt: skip
 
     blob_url: str = Field("", description="where uploaded files are kept: `s3://bucket/prefix`; `<data_dir>/blobs` when left out")

@@ -27,6 +27,8 @@ _JSON = "application/vnd.elasticsearch+json; compatible-with=8"
 _NDJSON = "application/vnd.elasticsearch+x-ndjson; compatible-with=8"
 _MIMETYPE = "application/vnd.elasticsearch+json"
 _LEAST_SECONDS = 0.05
+# That nothing came in less time says more about the caller's deadline than about the cluster.
+_TELLING_SECONDS = 1.0
 # The caller's own clock runs out with ours: what is left of the time is for telling why.
 _SHARE_OF_TIME = 0.9
 _BETWEEN_HITS = (b']},{"sort":[', b",")
@@ -83,7 +85,7 @@ class Cluster:
 
     def __init__(
         self, hosts: Collection[str], *, api_key: str = "", user: str = "", password: str = "", ca_file: Path | None = None,
-        connections: int = 8, timeout_seconds: float = 30.0,
+        connections: int = 8, timeout_seconds: float = 15.0,
     ) -> None:  # fmt: skip
         """Connects with the first request. Raises `SettingsError` for hosts or a CA file that cannot be used."""
         self._timeout_seconds = timeout_seconds
@@ -151,7 +153,8 @@ class Cluster:
                 method, target, body=body, headers=headers, request_timeout=seconds, max_retries=retries
             )
         except ConnectionTimeout as exc:
-            raise Unreachable("elasticsearch gave no answer in time") from exc
+            told = Unreachable if seconds >= _TELLING_SECONDS else Unavailable
+            raise told("elasticsearch gave no answer in time") from exc
         except TransportError as exc:
             raise Unreachable("elasticsearch cannot be reached, or does not answer as elasticsearch does") from exc
         if 200 <= meta.status < 300 and meta.headers.get("x-elastic-product") != "Elasticsearch":

@@ -20,6 +20,7 @@ Analyse = Callable[[Chunk], ChunkTerms]
 
 _COPY_CHUNKS = 500
 _RETRY_SECONDS = 5.0
+_CLOSE_SECONDS = 20.0
 _SHOWN = "*.aliases,*.mappings.properties.*.dims"
 _log = structlog.get_logger("millrace.store")
 
@@ -101,9 +102,9 @@ class Indexes:
             self._cluster.ask("DELETE", f"/{','.join(names)}", params={"ignore_unavailable": "true"}, expected=(404,))
 
     def close(self) -> None:
-        """Wait for indexes that are being moved."""
+        """Wait a while for indexes that are being moved. A move that is cut short begins anew with the next call."""
         for thread in list(self._moving.values()):
-            thread.join()
+            thread.join(_CLOSE_SECONDS)
 
     # ------------------------------------------------------------------------------------------------ looking and making
     def _known(self, tenant_id: str) -> Mapping[str, int] | None:
