@@ -37,6 +37,8 @@ _KEEPALIVE_SECONDS = 30.0
 _UNPACKED_BYTES = 1 << 16
 _NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 _END_OF_STREAM = b"[DONE]"
+# What a response holds of its request, in place of the real one: that has the whole prompt, and a stream may last for minutes.
+_SENT = httpx.Request("POST", "http://sent")
 
 
 class ConnectionLost(ProviderUnreachable):
@@ -144,6 +146,7 @@ class Transport:
         with _own_errors(endpoint, _CONNECT_SECONDS, lost=ConnectionLost):
             response = await self._client.send(request, stream=True)
         if response.is_success:
+            response.request = _SENT
             return response
         await response.aclose()
         raise _refusal(response, endpoint)
@@ -158,8 +161,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 def _dump(body: Mapping[str, Any]) -> bytes:
     try:
-        # Copied: orjson's bytes keep the 32 KB it wrote into, and a stream holds its request for as long as it lasts.
-        return memoryview(orjson.dumps(body)).tobytes()
+        return orjson.dumps(body)
     except orjson.JSONEncodeError:
         # A lone surrogate in a text, which no JSON can hold, becomes a question mark.
         return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")

@@ -1,10 +1,12 @@
 """The transport against a vendor that fails in every way."""
 
 import asyncio
+import gc
 import traceback
 from contextlib import aclosing
 from dataclasses import replace
 
+import httpx
 import pytest
 
 from load.vendor_simulator import Behaviour, VendorSimulator
@@ -128,6 +130,15 @@ async def test_cancelling_closes_the_connection_within_a_second(vendor: VendorSi
     await asyncio.wait_for(vendor.hung_up.wait(), 1)
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_an_open_stream_holds_nothing_of_its_request(vendor, transport):
+    """A prompt has tens of thousands of characters, and a thousand streams may be open for minutes."""
+    prompt = {"stream": True, "messages": [{"role": "user", "content": "long " * 50_000}]}
+    async with aclosing(transport.stream_events(endpoint(vendor), prompt)) as events:
+        await anext(events)
+        requests = [held for held in gc.get_objects() if isinstance(held, httpx.Request)]
+        assert [request for request in requests if len(request.content) > 1_000] == []
 
 
 async def test_closing_a_stream_closes_the_connection_within_a_second(vendor: VendorSimulator, transport: Transport) -> None:
