@@ -149,11 +149,13 @@ def _depends_on(parts: Parts, search: Search) -> dict[str, Any] | None:
         return None
     try:
         space = parts.models.embedder(search.embedding_model).space
-        reranker = parts.models.resolve(search.rerank_id, "rerank").identifier if search.rerank_id else ""
+        embedding = parts.models.resolve(search.embedding_model or parts.models.default_embedding, "embedding").facts
+        reranker = parts.models.resolve(search.rerank_id, "rerank").facts if search.rerank_id else ()
     except (NotFound, Unavailable):
         return None
     return {
         "space": space,
+        "embedding": embedding,
         "reranker": reranker,
         "condition": search.documents.condition,
         "stored": search.documents.stored,

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rag.breaker import State
 from rag.errors import NotFound, SettingsError
@@ -99,6 +99,13 @@ class ModelSpec:
     def id(self) -> str:
         """32 hex digits, the same for the same identifier everywhere and always."""
         return uuid.uuid5(_ID_NAMESPACE, self.identifier).hex
+
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What the model's vectors, its trust or its scores depend on, as JSON takes it: under other facts they may be others."""
+        prompts = (self.query_prompt, self.document_prompt)
+        path = None if self.path is None else str(self.path)
+        return (self.identifier, self.base_url, path, self.context_tokens, self.dimension, self.languages, self.pooling, *prompts)
 
 
 class Registry:

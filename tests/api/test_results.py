@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,11 @@ from api.app import create_app
 from api.memory import Memory
 from api.results import SETTLED_SECONDS, Results, decode, encode, key_of
 from rag.cache.local import LocalCache
+from rag.llm.registry import Kind, ModelSpec
 from rag.nlp.search import RetrievalRequest
 from rag.nlp.tokenize import chunk_terms
 from rag.types import Chunk, DocumentCount, RankedChunk, Retrieval
-from tests.api.conftest import Server, multipart
+from tests.api.conftest import MODEL, Server, multipart
 
 REQUEST = RetrievalRequest("what boils?", "t" * 32, ("d" * 32,))
 
@@ -145,6 +146,37 @@ async def test_another_tenant_never_gets_what_was_remembered(caching: Server) ->
     answer = await search(caching, dataset, key=caching.other_key)
     assert answer["code"] == 102
     assert caching.asked == [False]
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [(MODEL, {"languages": ("en", "de")}), (MODEL, {"query_prompt": "query: "}), ("reader@Sim", {"base_url": "http://localhost:8/v1"})],
+)
+async def test_a_model_configured_otherwise_gets_none_of_what_was_remembered(
+    caching: Server, monkeypatch: pytest.MonkeyPatch, model: str, change: dict[str, Any]
+) -> None:
+    class Reader:
+        excuse = ""
+
+        async def async_similarity(self, query: str, texts: Sequence[str]) -> tuple[list[float], None]:
+            return [0.5] * len(texts), None
+
+    dataset = await caching.dataset()
+    await caching.parsed(dataset)
+    models = caching.parts.models
+    resolve = models.resolve
+    monkeypatch.setattr(models, "reranker", lambda name: Reader())
+    more = {"rerank_id": model} if model == "reader@Sim" else {}
+    for _ in range(2):
+        await search(caching, dataset, **more)
+
+    def otherwise(name: str, kind: Kind) -> ModelSpec:
+        spec = resolve(name, kind)
+        return replace(spec, **change) if spec.identifier == model else spec
+
+    monkeypatch.setattr(models, "resolve", otherwise)
+    await search(caching, dataset, **more)
+    assert caching.asked == [False, True, False]
 
 
 async def test_an_explanation_is_of_this_search(caching: Server) -> None:
