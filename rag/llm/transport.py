@@ -307,7 +307,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a year or an hour of twenty digits
         return None
     return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time())
 

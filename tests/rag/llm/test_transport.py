@@ -170,8 +170,12 @@ async def test_a_text_that_is_no_utf8_is_sent_as_far_as_it_can_be(vendor: Vendor
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"), [("3", 3.0), ("0", 0.0), ("soon", None), ("-1", None), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), (None, None)]
-)
+    ("value", "seconds"),
+    [
+        ("3", 3.0), ("0", 0.0), ("soon", None), ("-1", None), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), (None, None),
+        ("Thu, 01 Jan 99999999999 00:00:00 GMT", None), ("Thu, 01 Jan 2026 00:00:00 +9999999999999999999999", None),
+    ],
+)  # fmt: skip
 async def test_a_busy_vendor_says_when_to_come_back(
     vendor: VendorSimulator, transport: Transport, value: str | None, seconds: float | None
 ) -> None:
