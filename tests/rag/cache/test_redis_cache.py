@@ -101,7 +101,7 @@ def test_an_address_that_is_none_is_refused_without_being_shown() -> None:
 
 
 async def test_a_near_cache_spares_the_way_and_outlives_the_far_one(redis: RedisServer, cache: RedisCache) -> None:
-    await cache.put("a", b"1", 60)
+    await TieredCache(LocalCache(1 << 20), cache).put("a", b"1", 60)
     tiered = TieredCache(LocalCache(1 << 20), cache)
     assert await tiered.get("a") == b"1"
     redis.kill()
