@@ -1,4 +1,4 @@
-"""The command line: `millrace serve`, `worker`, `keys`, `check`, `version`. The only reader of the environment.
+"""The command line: `millrace serve`, `worker`, `keys`, `check`, `migrate`, `version`. The only reader of the environment.
 
 What a command runs is imported where it is run: the parent of several workers, which lives as long as they do, needs none of its 100 MB.
 """
@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     check_parser = _command(commands, "check", "say what is misconfigured and how to mend it; exit code 1 if anything is", _check)
     check_parser.add_argument("--files", action="store_true", help="compare all stored files with all documents, too")
     check_parser.add_argument("--repair", action="store_true", help="as --files, and remove the files that nobody owns")
+    migrate_parser = _command(commands, "migrate", "move all data to the parts that other settings name", _migrate)
+    what = migrate_parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--to", type=Path, metavar="FILE", help="settings file of the target; run it again to go on with what broke off")
+    what.add_argument("--cancel", action="store_true", help="give up a move that is not finished, so that writes are served again")
+    what.add_argument("--forget", action="store_true", help="remove what was moved away from the parts that the present settings name")
     commands.add_parser("version", help="print the version")
     keys_parser = commands.add_parser("keys", help="list, create and delete API keys")
     keys = keys_parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -120,6 +125,12 @@ def _check(given: argparse.Namespace, settings: Settings) -> int:
     from api.check import check
 
     return _run(check(settings, os.environ, files=given.files, repair=given.repair))
+
+
+def _migrate(given: argparse.Namespace, settings: Settings) -> int:
+    from api.migrate.command import migrate
+
+    return migrate(settings, to=given.to, give_up=given.cancel, remove=given.forget)
 
 
 def _keys(given: argparse.Namespace, settings: Settings) -> int:

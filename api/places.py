@@ -22,6 +22,11 @@ class Places:
     files: str
 
     @property
+    def all(self) -> list[str]:
+        """The places in the order of `NAMES`."""
+        return [self.database, self.chunks, self.files]
+
+    @property
     def movable(self) -> frozenset[str]:
         """The places that the database speaks of when it holds writes."""
         return frozenset((self.chunks, self.files))

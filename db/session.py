@@ -94,6 +94,10 @@ class Session:
             if self.kind != "sqlite":  # with the connection goes the lock, and the patience that it was given
                 self._drop()
 
+    def take_over(self) -> None:
+        """Make this the session whose database the services talk to; for a program that has two, and uses them in turns."""
+        proxy.initialize(self._database)
+
     def close(self) -> None:
         """Close the connections to a server: of all threads, so call it when the lane is idle. Of a file: the calling thread's."""
         self._database.close_all()

@@ -17,7 +17,7 @@ from peewee import BooleanField, DatabaseError, DoubleField, InterfaceError
 from db.address import Address
 from db.engines import open_engine
 from db.faults import fault_of
-from db.models import ALL, Row
+from db.models import ALL, Move, Row
 from rag.errors import DatabaseUnavailable, MillraceError
 
 TABLES: tuple[type[Row], ...] = ALL
@@ -48,6 +48,11 @@ class Tables:
     def close(self) -> None:
         """Close the connection."""
         self._engine.close_all()
+
+    def whose(self) -> str:
+        """ "ours", "foreign" (another program's, or those of an older version that was never started as this one), "none"."""
+        names = set(self._run(self._engine.get_tables))
+        return "ours" if Move._meta.table_name in names else "foreign" if names else "none"
 
     def count(self, model: type[Row]) -> int:
         """How many rows the table has."""

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from peewee import fn
 
 from db.dialect import shared_now_ms
-from db.models import ALL, Dataset, Move, Task, Tenant, proxy
+from db.models import ALL, Dataset, Document, Move, Task, Tenant, proxy
 from rag.errors import Unavailable, WritesHeld
 
 RETRY_SECONDS = 10.0
@@ -67,10 +68,24 @@ def put(state: str, move_id: str = "", detail: Mapping[str, Any] | None = None, 
     Move.update(changes).where(Move.id == 1).execute()
 
 
-def leased_for_ms() -> int:
-    """For how long from now some worker may still hold a lease; 0 when none does."""
-    last = Task.select(Task.lease_until).order_by(Task.lease_until.desc()).limit(1).scalar()
-    return max(0, (last or 0) - shared_now_ms())
+def leased_until_ms() -> int:
+    """When the last lease of a worker ends or ended; 0 without one. By the database's clock."""
+    return int(Task.select(fn.MAX(Task.lease_until)).scalar() or 0)
+
+
+def clock_ms() -> int:
+    """Now, by the database's clock."""
+    return shared_now_ms()
+
+
+def chunk_count() -> int:
+    """How many chunks the documents count."""
+    return int(Dataset.select(fn.SUM(Dataset.chunk_count)).scalar() or 0)
+
+
+def document_count() -> int:
+    """How many documents have a file."""
+    return Document.select().where(Document.location != "").count()
 
 
 def tenants_after(tenant_id: str, count: int) -> list[str]:
