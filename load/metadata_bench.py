@@ -58,7 +58,7 @@ def main() -> None:
                     session.create_tables()
                     fill(session, rows, other_tenants=tenants)
             worst = max(worst, _measure(kind, addresses, options.pages))
-    raise SystemExit(worst > GOAL)
+    raise SystemExit(int(worst > GOAL))
 
 
 def _measure(kind: str, addresses: list[Address], pages: int) -> float:
