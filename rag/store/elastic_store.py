@@ -101,12 +101,12 @@ class ElasticStore:
 
     def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
         """As `rag.ports.ChunkStore.set_available`. When it raises, some may be switched; it can be called again."""
-        query = _query(selector)
+        query, selects = _query(selector), _matcher(selector)
         selected = 0
 
         def change(hit: Hit) -> Item | None:
             chunk = chunk_from(hit["_source"])
-            if not _selects(selector, chunk) or chunk.available == available:
+            if not selects(chunk) or chunk.available == available:
                 return None
             return Item(chunk.id, document(replace(chunk, available=available), *_kept(hit)), _seen(hit))
 
@@ -255,6 +255,11 @@ class ElasticStore:
             report |= {"status": "yellow", "error": "an elasticsearch index takes no writes now (a disk may be full)"}
         return report
 
+    def server_version(self) -> str:
+        """What the cluster calls its version. Raises `Unavailable`."""
+        reply = self._cluster.probe("/?filter_path=version.number", _PROBE_SECONDS)
+        return str(reply.body["version"]["number"]) if reply.status == 200 else ""
+
     def close(self) -> None:
         """As `rag.ports.ChunkStore.close`."""
         with self._closing:
@@ -338,12 +343,12 @@ class ElasticStore:
 
     def _remove(self, tenant_id: str, selector: ChunkSelector, *, source: bool) -> Iterator[Hit]:
         """Delete the selected chunks and yield each that this call deleted; at the end searches find them no more."""
-        query = _query(selector)
+        query, selects = _query(selector), _matcher(selector)
         removed = False
 
         def change(hit: Hit) -> Item | None:
             # what was read anew, because others had changed it, may be none of the selected ones any more
-            if "_source" in hit and not _selects(selector, chunk_from(hit["_source"])):
+            if "_source" in hit and not selects(chunk_from(hit["_source"])):
                 return None
             return Item(hit["_id"], None, _seen(hit))
 
@@ -410,10 +415,18 @@ def _filters(selector: ChunkSelector) -> list[dict[str, Any]]:
     return filters
 
 
-def _selects(selector: ChunkSelector, chunk: Chunk) -> bool:
-    return (
-        (selector.dataset_ids is None or chunk.dataset_id in selector.dataset_ids)
-        and (selector.document_ids is None or chunk.document_id in selector.document_ids)
-        and (selector.chunk_ids is None or chunk.id in selector.chunk_ids)
-        and (selector.versions_below is None or 1 <= chunk.version < selector.versions_below)
+def _matcher(selector: ChunkSelector) -> Callable[[Chunk], bool]:
+    """Tells of a chunk whether it is selected, as `_filters` do."""
+    datasets, documents, chunks = (
+        None if ids is None else frozenset(ids) for ids in (selector.dataset_ids, selector.document_ids, selector.chunk_ids)
     )
+
+    def selects(chunk: Chunk) -> bool:
+        return (
+            (datasets is None or chunk.dataset_id in datasets)
+            and (documents is None or chunk.document_id in documents)
+            and (chunks is None or chunk.id in chunks)
+            and (selector.versions_below is None or 1 <= chunk.version < selector.versions_below)
+        )
+
+    return selects

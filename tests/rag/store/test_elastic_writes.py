@@ -1,7 +1,9 @@
 """Bulk writes that Elasticsearch takes only in part. A real node, behind a connection that refuses items in its name."""
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -100,6 +102,45 @@ def test_deletes_refused_by_a_busy_cluster_are_counted_once(elasticsearch_node, 
     assert (removed if call == "delete" else len(removed)) == 10
     assert store.count(TENANT, EVERY) == 0
     store.close()
+
+
+def test_what_several_take_at_once_each_gets_once(elasticsearch_node, layout):
+    store = ElasticStore(Cluster([elasticsearch_node.url]), layout)
+    put(store, 300)
+    start, taken, failures = threading.Barrier(4), [], []
+
+    def work() -> None:
+        start.wait()
+        try:
+            taken.extend(chunk.id for chunk in store.take(TENANT, EVERY))
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert sorted(taken) == [chunk.id for chunk in chunks(300)]
+    store.close()
+
+
+def test_a_chunk_that_changes_before_it_is_deleted_is_looked_at_again(elasticsearch_node, layout):
+    class Late(Cluster):
+        """Another process moves a chunk to another dataset just before each bulk delete."""
+
+        def ask(self, method: str, path: str, body: bytes | None = None, **rest) -> Reply:
+            if path.endswith("/_bulk") and body.startswith(b'{"delete"'):
+                other.put(TENANT, [replace(chunks(3)[2], dataset_id="d2")], None, "")
+            return super().ask(method, path, body, **rest)
+
+    store, other = ElasticStore(Late([elasticsearch_node.url]), layout), ElasticStore(Cluster([elasticsearch_node.url]), layout)
+    put(store, 3)
+    assert store.delete(TENANT, EVERY) == 2
+    assert other.count(TENANT, ChunkSelector(dataset_ids=("d2",))) == 1
+    store.close()
+    other.close()
 
 
 def test_a_tenant_dropped_by_another_process_begins_again(elasticsearch_node, layout):
