@@ -15,6 +15,8 @@ STORE_SECONDS = 0.02
 SEARCHERS, WAITERS, READERS = 50, 15, 35
 # so that a vendor which hangs is given up before a caller is
 VENDOR_TIMEOUT_SECONDS = 2.0
+# soon full: what fills for an hour looks like a leak
+CACHE_BYTES = 2 << 20
 MOST_SEARCHES_A_SECOND, MOST_CHATS_A_SECOND = 250, 60
 
 
@@ -48,7 +50,7 @@ def stage(**mood: object) -> Iterator[tuple[StagedServer, Vendors]]:
     """The server and its vendors."""
     with vendors(chat_seconds=0.1, gap_seconds=0.02, words=20, jitter=0.5, **mood) as simulated:
         models = simulated.models(rerankers=len(RERANKERS), timeout_seconds=VENDOR_TIMEOUT_SECONDS)
-        with staged(Play({"models": models}, STORE_SECONDS, embeds=True)) as server:
+        with staged(Play({"models": models, "cache_bytes": CACHE_BYTES}, STORE_SECONDS, embeds=True)) as server:
             yield server, simulated
 
 
