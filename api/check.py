@@ -15,11 +15,12 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from api import orphans
+from api import orphans, versions
 from api.keys import prepare_data_dir
 from api.listening import KEY_FILE, listen
 from api.parts import Parts, open_parts
 from api.readiness import Readiness
+from api.versions import Version
 from db.services import system_service
 from rag.errors import MillraceError, ProviderRefused, SettingsError
 from rag.llm.registry import ModelSpec
@@ -153,6 +154,8 @@ async def _running_parts(settings: Settings, environ: Mapping[str, str], *, file
         for name in ("database", "blobs", "store"):
             state = states[name]
             findings.append(Finding(_name_of(name, settings), state.reason or "works", "" if state.ok else _remedy(name, settings)))
+        if states["database"].ok and states["store"].ok:
+            findings += [_age(found) for found in await versions.of(parts)]
         if states["database"].ok:
             findings += [await _clock(parts)]
         if settings.redis_url and parts.memory is not None:
@@ -162,6 +165,11 @@ async def _running_parts(settings: Settings, environ: Mapping[str, str], *, file
         if (files or repair) and states["database"].ok and states["blobs"].ok:
             findings += await _files(parts, repair=repair)
     return findings
+
+
+def _age(found: Version) -> Finding:
+    remedy = "" if found.will_do else f"use {found.name} {found.oldest} or newer"
+    return Finding(f"version of {found.name}", found.text or "it does not say", remedy)
 
 
 def _name_of(part: str, settings: Settings) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from peewee import fn
 
 from db.dialect import shared_now_ms
-from db.models import Task, new_id
+from db.models import Task, new_id, proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +33,11 @@ def backlog() -> Backlog:
 def clock_ms() -> int:
     """Milliseconds since the epoch by the database's clock."""
     return shared_now_ms()
+
+
+def server_version() -> tuple[str, str]:
+    """What the database is (`sqlite`, `postgresql`, `mysql` or `mariadb`) and what it calls its version."""
+    kind = proxy.obj.kind
+    statement = {"sqlite": "SELECT sqlite_version()", "postgresql": "SHOW server_version", "mysql": "SELECT VERSION()"}[kind]
+    text = str(proxy.obj.execute_sql(statement).fetchone()[0])
+    return ("mariadb" if "mariadb" in text.lower() else kind), text
