@@ -22,6 +22,8 @@ async def serve_among_others(settings: Settings, model_keys: Mapping[str, str], 
     """One of several that share the port; their parent has given it a number, a descriptor and a folder."""
     member = Member(number, control, folder)
     async with open_parts(settings, model_keys) as parts:
+        if member.is_orphan:  # the next parent wants the port
+            return 0
         # only now: connections are spread over those who listen
         await serve(parts, listen(settings.host, settings.port, shared=True), member)
     return 0

@@ -33,6 +33,16 @@ class Member:
         with suppress(OSError):
             self._control.send(SERVES)
 
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the parent has ended already."""
+        try:
+            return not self._control.recv(1)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     async def parent_gone(self) -> None:
         """Return when the parent has ended, however it did."""
         with suppress(OSError):

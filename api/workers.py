@@ -30,6 +30,8 @@ LONGEST_PAUSE_SECONDS = 30.0
 HEALTHY_SECONDS = 60.0
 # beside its drain time: for closing its parts
 CLOSING_SECONDS = 10.0
+# how long a worker without a parent may still hold the port
+ORPHAN_SECONDS = 3.0
 # what a worker writes when it answers requests
 SERVES = b"+"
 
@@ -60,7 +62,7 @@ class Crew:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        holder = _reserved(self._settings.host, self._settings.port)
+        holder = await _reserved(self._settings.host, self._settings.port)
         try:
             with tempfile.TemporaryDirectory(prefix="millrace-") as folder:
                 await self._run(holder, Path(folder))
@@ -138,11 +140,14 @@ class Crew:
                 process.kill()
 
 
-def _reserved(host: str, port: int) -> socket.socket:
-    """A socket that keeps the port for the workers and takes no connection. Raises `SettingsError` when the port is another's."""
+async def _reserved(host: str, port: int) -> socket.socket:
+    """A socket that keeps the port for the workers and takes no connection. Raises `SettingsError` when the port is another's.
+
+    Not at once: workers whose parent was killed let go of the port when they notice, which is a moment later.
+    """
     if not hasattr(socket, "SO_REUSEPORT"):
         raise MillraceError("this system cannot share a port between processes; start servers without --workers")
-    probe = listen(host, port)
+    probe = await _listening(host, port)
     address = probe.getsockname()
     probe.close()
     holder = socket.socket(probe.family, probe.type)
@@ -154,3 +159,15 @@ def _reserved(host: str, port: int) -> socket.socket:
         holder.close()
         raise SettingsError(f"cannot listen on {host}:{port} (MILLRACE_HOST, MILLRACE_PORT)") from None
     return holder
+
+
+async def _listening(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + ORPHAN_SECONDS
+    while True:
+        try:
+            return listen(host, port)
+        except SettingsError:
+            if loop.time() > deadline:
+                raise
+        await asyncio.sleep(0.1)

@@ -117,6 +117,8 @@ class ServerProcess(Caller):
 
     def kill(self) -> None:
         """SIGKILL to every process of the server: no chance to say goodbye."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGSTOP)  # so that it starts no worker between the look and the kill
         workers = self.worker_ids
         self.process.kill()
         for worker in workers:

@@ -99,6 +99,16 @@ def test_workers_stop_when_their_parent_is_killed(start) -> None:
     wait_until(lambda: not any(is_alive(worker) for worker in workers), "a worker outlives its parent")
 
 
+def test_a_server_whose_parent_was_killed_can_be_started_again_at_once(start) -> None:
+    server = start(workers=2)
+    server.process.kill()
+    server.process.wait()
+    port = server.url.rpartition(":")[2]
+    again = start(workers=2, environ={"MILLRACE_PORT": port})
+    assert again.url == server.url
+    assert again.get("/healthz")[0] == 200
+
+
 def test_a_start_that_fails_ends_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file where the folder should be")
     environ = os.environ | {"MILLRACE_DATA_DIR": str(tmp_path / "data"), "MILLRACE_PORT": "0"}
