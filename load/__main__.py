@@ -35,6 +35,11 @@ BENCHES = (
     Bench("split", "splitting: >= 10x a naive splitter that recounts tokens per window"),
     Bench("process", "start < 2 s; memory idle < 300 MB, ingesting 10,000 chunks < 700 MB; median search meanwhile <= 2x"),
     Bench("metadata", "p95 of lists of datasets, documents and sessions among 100,000 rows, three databases: <= 2x of 100 rows"),
+    Bench(
+        "elastic",
+        "on Elasticsearch at 100k chunks: /retrieval >= 0.8 of a bare client, CPU <= 4 ms, put >= 0.9 of parallel_bulk",
+        ("--rounds", "2"),
+    ),
     Bench("first_token", "first token minus the model's first token: <= 10 ms p95"),
 )
 
