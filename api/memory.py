@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from api.metrics import Metrics
 from api.results import Results
-from rag.cache.board import RedisBoard
 from rag.cache.local import LocalCache, LocalRateLimit
 from rag.cache.tiered import TieredCache
 from rag.ports import Board, Cache, RateLimit
@@ -34,6 +33,7 @@ async def open_memory(settings: Settings, metrics: Metrics) -> AsyncIterator[Mem
     board: Board | None = None
     if settings.redis_url:
         # imported where it is switched on: 30 MB, and OpenTelemetry with it
+        from rag.cache.board import RedisBoard
         from rag.cache.redis_cache import RedisCache, RedisClient, RedisRateLimit
 
         client = RedisClient(settings.redis_url, settings.redis_timeout_seconds)

@@ -31,7 +31,6 @@ from rag.nlp.tokenize import ANALYSER_VERSION, chunk_terms
 from rag.ports import BlobStore, Cache, ChunkStore, IngestRecords
 from rag.settings import Settings
 from rag.store.blobs import LocalBlobStore
-from rag.store.blobs_s3 import S3BlobStore
 from rag.store.embedded import EmbeddedStore
 from rag.threads import Lane
 from rag.types import Chunk, ChunkTerms
@@ -136,7 +135,7 @@ def open_lanes(settings: Settings, metrics: Metrics) -> Lanes:
     """The thread pools, as large as the settings say."""
     sizes = {
         "db": settings.db_threads,
-        "search": settings.search_threads,
+        "search": settings.searches_at_once,
         "write": settings.write_threads,
         "blob": settings.blob_threads,
         "model": settings.model_threads,
@@ -152,6 +151,9 @@ def open_blobs(settings: Settings, data_dir: Path) -> BlobStore:
     """Where uploaded files are kept, as the settings say. Raises `SettingsError`."""
     if not settings.blob_url:
         return LocalBlobStore(data_dir / "blobs")
+    # imported where it is switched on, as the other parts that a server of one machine has no use for
+    from rag.store.blobs_s3 import S3BlobStore
+
     return S3BlobStore(
         settings.blob_url, data_dir / "scratch", endpoint=settings.blob_endpoint, region=settings.blob_region,
         timeout_seconds=settings.blob_timeout_seconds,
@@ -173,7 +175,7 @@ def open_store(settings: Settings, data_dir: Path) -> ChunkStore:
         user=settings.elasticsearch_user,
         password=_secret(settings.elasticsearch_password, settings.elasticsearch_password_file),
         ca_file=settings.elasticsearch_ca_file,
-        connections=settings.search_threads + settings.write_threads + SPARE_CONNECTIONS,
+        connections=settings.searches_at_once + settings.write_threads + SPARE_CONNECTIONS,
         timeout_seconds=settings.elasticsearch_timeout_seconds,
     )
     layout = Layout(

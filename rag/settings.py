@@ -17,6 +17,7 @@ from rag.errors import SettingsError
 PREFIX = "MILLRACE_"
 FILE_NAME = "millrace.toml"
 CORES = os.cpu_count() or 1
+REMOTE_SEARCHES = 32
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -124,9 +125,8 @@ class Settings(BaseModel):
     blob_timeout_seconds: Seconds = Field(15.0, description="longest wait for one request to the S3 service", json_schema_extra=SECONDS)
 
     db_threads: Positive = Field(8, description="threads for the database")
-    search_threads: Positive = Field(
-        CORES,
-        description="threads that search the store; more than there are cores help with Elasticsearch only: one a search at once",
+    search_threads: Positive | None = Field(
+        None, description="threads that search the store: one a core in the embedded one, 32 that wait for Elasticsearch when left out"
     )
     write_threads: Positive = Field(4, description="threads that write to the search store")
     blob_threads: Positive = Field(4, description="threads for reading and writing files")
@@ -176,6 +176,11 @@ class Settings(BaseModel):
 
     aliases: dict[str, str] = Field(default_factory=dict, description='other names for models: `alias = "<model>@<provider>"` (file only)')
     models: list[ModelSettings] = Field(default_factory=list, description="models beside the built-in ones (file only)")
+
+    @property
+    def searches_at_once(self) -> int:
+        """Threads that search. More than cores would only wait for each other in this process; for another one to answer they may."""
+        return self.search_threads or (CORES if self.store == "embedded" else REMOTE_SEARCHES)
 
 
 FILE_ONLY = ("aliases", "models")
