@@ -3,7 +3,7 @@
 import os
 import types
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -85,6 +85,8 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _words(kind: Any) -> list[str]:
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return [f"`{choice}`" for choice in get_args(kind)]
     return [{bool: "true, false", int: "integer", float: "number", Path: "path", str: "text"}.get(kind, "text")]
