@@ -3,7 +3,7 @@
 import os
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -79,7 +79,7 @@ def _kind(field: FieldInfo) -> str:
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    if isinstance(annotation, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType):
         return [kind for kind in get_args(annotation) if kind is not type(None)]
     return [annotation]
 
