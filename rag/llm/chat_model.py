@@ -31,22 +31,29 @@ class OpenAIChatModel:
         """
         body = self._body(messages, options) | {"stream": True, "stream_options": {"include_usage": True}}
         splitter = ThinkSplitter()
-        usage, finish_reason, complete = None, None, False
-        async with aclosing(self._guard.stream(lambda: self._transport.stream_events(self._endpoint, body))) as events:
-            async for event in events:
-                if event is None:
-                    complete = True
-                    break
-                usage = _usage(event) or usage
-                choice = self._choice(event)
+        usage, finish_reason = None, None
+        async with aclosing(self._guard.stream(lambda: self._choices(body))) as choices:
+            async for choice, counted in choices:
+                usage = counted or usage
                 for delta in _deltas(choice, splitter):
                     yield delta
-                finish_reason = choice.get("finish_reason") or finish_reason
+                finish_reason = _finish_reason(choice) or finish_reason
         for delta in splitter.flush():
             yield delta
-        if not complete and finish_reason is None:
-            raise ProviderBadReply(f"model {self._endpoint.model} broke off in the middle of its answer")
         yield ChatDelta(usage=usage, finish_reason=finish_reason or "stop")
+
+    async def _choices(self, body: Mapping[str, Any]) -> AsyncIterator[tuple[Mapping[str, Any], Usage | None]]:
+        """What the events of one attempt say. Raises `ProviderBadReply` here, where the guard learns of it."""
+        finished = False
+        async with aclosing(self._transport.stream_events(self._endpoint, body)) as events:
+            async for event in events:
+                if event is None:
+                    return
+                choice = self._choice(event)
+                finished = finished or _finish_reason(choice) is not None
+                yield choice, _usage(event)
+        if not finished:
+            raise ProviderBadReply(f"model {self._endpoint.model} broke off in the middle of its answer")
 
     async def complete(self, messages: Sequence[ChatMessage], options: ChatOptions) -> ChatReply:
         """The whole answer. Raises `ProviderError`."""
@@ -66,7 +73,7 @@ class OpenAIChatModel:
             text="".join(delta.text for delta in deltas),
             reasoning="".join(delta.reasoning for delta in deltas),
             usage=_usage(reply) or Usage(),
-            finish_reason=choice.get("finish_reason") or "stop",
+            finish_reason=_finish_reason(choice) or "stop",
         )
 
     def _body(self, messages: Sequence[ChatMessage], options: ChatOptions) -> dict[str, Any]:
@@ -78,18 +85,28 @@ class OpenAIChatModel:
         choices = reply.get("choices") if isinstance(reply, dict) else None
         if choices == []:
             return {}
-        if not isinstance(choices, list) or not isinstance(choices[0], dict):
+        if not isinstance(choices, list) or not isinstance(choices[0], dict) or not isinstance(_part(choices[0]), dict):
             raise ProviderBadReply(f"model {self._endpoint.model} answered something that is not a chat completion")
         return choices[0]
 
 
 def _deltas(choice: Mapping[str, Any], splitter: ThinkSplitter) -> list[ChatDelta]:
-    """The pieces in one event's choice. `delta` where it was streamed, `message` where the endpoint answered in one piece."""
-    part = choice.get("delta") or choice.get("message") or {}
+    """The pieces in one event's choice."""
+    part = _part(choice)
     reasoning = part.get("reasoning_content") or part.get("reasoning")
     content = part.get("content")
     pieces = [ChatDelta(reasoning=reasoning)] if isinstance(reasoning, str) else []
     return pieces + (splitter.feed(content) if isinstance(content, str) else [])
+
+
+def _part(choice: Mapping[str, Any]) -> Any:
+    """`delta` where it was streamed, `message` where the endpoint answered in one piece."""
+    return choice.get("delta") or choice.get("message") or {}
+
+
+def _finish_reason(choice: Mapping[str, Any]) -> str | None:
+    reason = choice.get("finish_reason")
+    return reason if isinstance(reason, str) and reason else None
 
 
 def _usage(reply: Any) -> Usage | None:

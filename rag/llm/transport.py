@@ -324,7 +324,7 @@ def _own_errors(endpoint: Endpoint, seconds: float, lost: type[ProviderUnreachab
     """
     try:
         yield
-    except (httpx.DecodingError, httpx.RemoteProtocolError, aiohttp.ClientResponseError):
+    except (httpx.DecodingError, httpx.RemoteProtocolError, aiohttp.ClientResponseError, UnicodeError):  # a status line of any bytes
         raise ProviderBadReply(f"model {endpoint.model} answered something that is not HTTP") from None
     except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
         if _is_timeout(error):

@@ -8,6 +8,7 @@ import pytest
 
 from load.vendor_simulator import Behaviour, VendorSimulator
 from rag.errors import ProviderBadReply, ProviderError, ProviderUnreachable
+from rag.llm.breaker import CircuitOpen
 from rag.llm.chat_model import OpenAIChatModel
 from rag.llm.endpoint import Endpoint, openai_url
 from rag.llm.resilience import Guard
@@ -115,6 +116,27 @@ async def test_a_reply_of_another_shape_is_refused(vendor: VendorSimulator, open
     vendor.behaviour = Behaviour(reply=lambda body: reply)
     with pytest.raises(ProviderBadReply):
         await open_model(vendor.base_url).complete(ASK, ChatOptions())
+
+
+@pytest.mark.parametrize("choice", [{"delta": "text"}, {"delta": ["text"]}, {"message": 1}])
+async def test_an_event_of_another_shape_is_refused_and_its_endpoint_left_alone(
+    vendor: VendorSimulator, open_model: Open, choice: dict
+) -> None:
+    vendor.behaviour = Behaviour(events=({"choices": [choice]}, event(finish_reason="stop")))
+    model = open_model(vendor.base_url)
+    for _ in range(5):
+        with pytest.raises(ProviderBadReply):
+            await collect(model)
+    with pytest.raises(CircuitOpen):
+        await collect(model)
+    assert len(vendor.requests) == 5
+
+
+@pytest.mark.parametrize("reason", [True, 7, ["stop"], {"why": "stop"}])
+async def test_a_finish_reason_that_is_no_text_is_not_given_on(vendor: VendorSimulator, open_model: Open, reason: object) -> None:
+    last = {"choices": [{"delta": {"content": "Yes."}, "finish_reason": reason}]}
+    vendor.behaviour = Behaviour(events=(last,))
+    assert (await collect(open_model(vendor.base_url)))[-1].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("failure", ["reset_mid_stream", "error_event", "hang_mid_stream", "trickle"])

@@ -185,6 +185,19 @@ async def test_a_busy_vendor_says_when_to_come_back(
     assert caught.value.retry_after_seconds == seconds
 
 
+async def test_a_status_line_of_any_bytes_is_a_bad_reply(transport: Transport) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{")
+        writer.write(b"HTTP/1.1 200 \xca\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        target = Endpoint("tiny@Acme", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/rerank")
+        with pytest.raises(ProviderBadReply, match="not HTTP"):
+            await transport.post_json(target, PLAIN)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_events_are_cut_alike_whatever_the_pieces(size: int) -> None:
     raw = b': comment\n\ndata: {"a":\r\ndata: 1}\r\n\r\nevent: x\nid: 3\n\ndata:second\n\ndata: not finished'
