@@ -141,7 +141,8 @@ def own_words(server: ServerProcess, cpu: float) -> str:
     """What the server says of itself: what it used, left out, refused and tried again."""
     _, raw = server.get("/metrics")
     wanted = ("millrace_degraded_total", "millrace_refused", "millrace_vendor_retries", "millrace_vendor_calls")
-    lines = [line for line in raw.decode().splitlines() if line.startswith(wanted) and not line.endswith(" 0.0")]
+    lines = [line for line in raw.decode().splitlines() if line.startswith(wanted) and 'outcome="ok"' not in line]
+    lines = [line for line in lines if not line.endswith(" 0.0")]
     memory = memory_of(server.process.pid)
     return "\n".join([f"server: {cpu:.1f} s of CPU, {memory.resident >> 20} MB resident", *lines])
 
