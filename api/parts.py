@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from api.admission import Admission
 from api.drain import Drain
 from api.ingest_records import DatabaseRecords
@@ -34,6 +36,8 @@ from rag.store.blobs import LocalBlobStore
 from rag.store.embedded import EmbeddedStore
 from rag.threads import Lane
 from rag.types import Chunk, ChunkTerms
+
+log = structlog.get_logger("millrace.parts")
 
 # beside those of the lanes' threads: health, and an index that is moved
 SPARE_CONNECTIONS = 2
@@ -258,12 +262,20 @@ def _key_of(variable: str | None, model_keys: Mapping[str, str]) -> str | None:
 async def _running(background: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Run the background work beside the block; what is not done when the block is left is cancelled."""
     tasks = [asyncio.create_task(work) for work in background]
+    for task in tasks:
+        task.add_done_callback(_tell)
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _tell(task: asyncio.Task[None]) -> None:
+    """Background work ends by being cancelled; nobody waits for it who could see that it failed."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("background work ended", exc_info=error)
 
 
 async def _until_draining(work: Coroutine[Any, Any, None], drain: Drain) -> None:
