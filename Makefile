@@ -57,7 +57,7 @@ env:
 	bin/env
 
 clean:
-	rm -rf .venv .uv .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .uv .cache .pytest_cache .ruff_cache .hypothesis load/out
 
 .venv/.ready-to-serve: $(MANIFEST)
 	bin/setup serve

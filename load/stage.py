@@ -47,6 +47,7 @@ EXECUTOR_THREADS = 35
 SAMPLE_SECONDS = 0.005
 BEAT_SECONDS = 0.01
 START_SECONDS = 60.0
+LOG, SHOWN_ERRORS = "server.log", 3
 DIMENSION = 384
 # what the staged store finds for every question: as many as a page and a reranker can tell apart, of a usual length
 CANDIDATES, DOCUMENTS, CHUNK_CHARACTERS = 256, 16, 500
@@ -165,16 +166,18 @@ class StagedServer:
 @contextmanager
 def staged(play: Play) -> Iterator[StagedServer]:
     """A server process that plays this, ended with the context."""
-    with tempfile.TemporaryDirectory(prefix="millrace-load-") as folder:
+    with tempfile.TemporaryDirectory(prefix="millrace-load-") as made:
+        folder = Path(made)
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_play, args=(theirs, play, Path(folder)), daemon=True)
+        process = context.Process(target=_play, args=(theirs, play, folder), daemon=True)
         process.start()
         theirs.close()
         try:
-            if not ours.poll(START_SECONDS):
-                raise SystemExit("the staged server did not start in time")
-            url, api_key, dataset_id, chats = ours.recv()
+            try:
+                url, api_key, dataset_id, chats = ours.recv() if ours.poll(START_SECONDS) else None
+            except (EOFError, TypeError):
+                raise SystemExit(f"the staged server did not start\n{(folder / LOG).read_text()[-2000:]}") from None
             assert process.pid is not None
             yield StagedServer(url, process.pid, api_key, dataset_id, chats, ours)
         finally:
@@ -182,12 +185,20 @@ def staged(play: Play) -> Iterator[StagedServer]:
             process.join(20)
             process.kill()
             process.join()
+            _tell_errors(folder / LOG)
+
+
+def _tell_errors(log: Path) -> None:
+    """Print the first errors that the server logged: there should be none."""
+    errors = [line for line in log.read_text("utf-8", errors="replace").splitlines() if '"level":"error"' in line]
+    if errors:
+        print("\n".join([f"the staged server logged {len(errors)} errors, first:", *errors[:SHOWN_ERRORS]]), file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------- in the server's process
 def _play(channel: Connection, play: Play, folder: Path) -> None:
     sys.stdout = (folder / "stdout").open("w")  # the banner
-    sys.stderr = (ROOT / ".cache" / f"stage-{os.getpid()}.log").open("w")
+    sys.stderr = (folder / LOG).open("w", buffering=1)
     logs.configure("warning", "json")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_perform(channel, play, play.data_dir or folder / "data"))

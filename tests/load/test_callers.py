@@ -39,7 +39,7 @@ async def test_a_refused_caller_comes_back_when_it_may(requests, header, seconds
     async with VendorSimulator(Behaviour(reply=lambda body: body), script=script).listen() as vendor:
         driven = await asyncio.to_thread(drive, vendor.base_url, requests(vendor.base_url, 2), 1)
     assert driven.statuses == (429, 200)
-    assert driven.ended[1] - driven.latencies[1] - driven.ended[0] == pytest.approx(seconds, abs=0.1)
+    assert seconds <= driven.ended[1] - driven.latencies[1] - driven.ended[0] < seconds + 0.5
 
 
 @pytest.mark.parametrize("failure", ["reset", "short_body"])
