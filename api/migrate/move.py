@@ -226,7 +226,8 @@ class Mover:
     def _switch(self) -> None:
         """From the first of these marks on the target is right."""
         if "database" not in self._parts:
-            self._source.write(move_service.put, "open", "", {}, self._retired())
+            self._source.write(move_service.put, "open", "", {"kinds": self._detail["kinds"]}, self._retired())
+            self.holding = False
             return
         self._save("moved")
         self.holding = False
