@@ -24,6 +24,7 @@ SHOWN_CHARACTERS = 128
 SHOWN_ERRORS = 50
 PAGE_SIZE_LIMIT = 100
 IDS_LIMIT = 100
+WHOLE_LIMIT = 1 << 31  # a whole number beyond it asks for nothing else than this one, and fits wherever it goes
 # What a body may hold. A parser keeps the interpreter to itself while it makes these, and every check after it costs by their number.
 VALUES_LIMIT = 100_000
 LIST_LIMIT = 10_000
@@ -166,11 +167,11 @@ def number(body: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def integer(body: Mapping[str, Any], name: str, default: int) -> int:
-    """The same for whole numbers."""
+    """The same for whole numbers; one beyond `WHOLE_LIMIT` becomes that."""
     value = number(body, name, default)
     if value != int(value):
         raise ApiError(101, f"`{name}` should be an integer")
-    return int(value)
+    return max(-WHOLE_LIMIT, min(int(value), WHOLE_LIMIT))
 
 
 def _positive(value: Any, default: int) -> int:
@@ -179,7 +180,7 @@ def _positive(value: Any, default: int) -> int:
     except (TypeError, ValueError):
         return default
     # a page beyond any list is an empty page; a number the database cannot hold is one, too
-    return min(parsed, 1 << 31) if parsed > 0 else default
+    return min(parsed, WHOLE_LIMIT) if parsed > 0 else default
 
 
 async def _in_time(read: Callable[[bytes], T], raw: bytes) -> T:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from api.body import WHOLE_LIMIT
 from api.chat_input import owned_datasets
 from api.chat_task import check_question, counter_of, languages_of, model_for, options_of
 from api.errors import ApiError
@@ -127,7 +128,7 @@ async def _search_of(parts: Parts, tenant: str, config: Mapping[str, Any], datas
             tenant_id=tenant,
             dataset_ids=tuple(dataset.id for dataset in datasets),
             page_size=page_size,
-            top_k=max(1, int(_number(config, "top_k"))),
+            top_k=max(1, min(int(_number(config, "top_k")), WHOLE_LIMIT)),
             similarity_threshold=_number(config, "similarity_threshold"),
             vector_similarity_weight=_number(config, "vector_similarity_weight"),
         ),

@@ -179,6 +179,19 @@ async def test_a_model_configured_otherwise_gets_none_of_what_was_remembered(
     assert caching.asked == [False, True, False]
 
 
+async def test_a_number_of_any_size_is_remembered_by(caching: Server) -> None:
+    dataset = await caching.dataset()
+    await caching.parsed(dataset)
+    for _ in range(2):
+        assert len((await search(caching, dataset, top_k=1e30))["data"]["chunks"]) == 2
+    config = {"kb_ids": [dataset], "top_k": 1e30}
+    saved = (await caching.call("POST", "/searches", {"name": "s", "search_config": config})).data["search_id"]
+    for _ in range(2):
+        answer = await caching.call("POST", "/chat/mindmap", {"question": "water iron", "kb_ids": [dataset], "search_id": saved})
+        assert answer.status == 200, answer.body
+    assert caching.asked == [False, True, False, True]
+
+
 async def test_an_explanation_is_of_this_search(caching: Server) -> None:
     dataset = await caching.dataset()
     await caching.parsed(dataset)
