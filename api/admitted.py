@@ -14,7 +14,7 @@ from api.admission import PROBE_SECONDS, Admission, Ticket
 from api.auth import KeyRing, token_of
 from api.errors import ENVELOPES, failure_of
 from api.observe import REFUSED, ROUTE
-from api.respond import JSON_TYPE
+from api.respond import EXPOSED, JSON_TYPE
 from api.routes import BASE, Kind, RouteSpec
 from rag.errors import Overloaded, TooManyRequests, Unauthenticated
 from rag.ports import RateLimit
@@ -112,6 +112,7 @@ class Admitted:
             (b"content-type", JSON_TYPE.encode()),
             (b"content-length", str(len(body)).encode()),
             (b"access-control-allow-origin", b"*"),
+            (b"access-control-expose-headers", EXPOSED.encode()),
         ]
         await send({"type": "http.response.start", "status": failure.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": True})

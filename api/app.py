@@ -36,6 +36,7 @@ from api.auth import KeyRing
 from api.context import request_id
 from api.errors import error_response
 from api.parts import Parts
+from api.respond import EXPOSED
 from api.routes import Routes, RouteSpec
 from api.upload import Uploader
 from db.services import dataset_service
@@ -64,7 +65,6 @@ BLUEPRINTS: tuple[Routes, ...] = (
 )
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-EXPOSED = "X-Request-Id, Content-Disposition, Retry-After, Retry-After-Ms"
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 CHANGED_SECONDS = 1.0
 PREFLIGHT = {

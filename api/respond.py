@@ -9,6 +9,7 @@ import orjson
 from quart import Response
 
 JSON_TYPE = "application/json"
+EXPOSED = "X-Request-Id, Content-Disposition, Retry-After, Retry-After-Ms"  # the headers that a page in a browser may read
 
 
 class Missing(Enum):

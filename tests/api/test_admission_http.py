@@ -74,6 +74,7 @@ async def test_a_refusal_is_an_answer_of_the_route_with_the_time_to_come_back(
     milliseconds = int(headers[b"retry-after-ms"])
     assert int(headers[b"retry-after"]) >= milliseconds / 1000
     assert headers[b"access-control-allow-origin"] == b"*"
+    assert b"Retry-After-Ms" in headers[b"access-control-expose-headers"]
     body = answer["error"] if path.startswith("/v1") else answer
     assert (body["code"], body["retry_after_ms"]) == (head["status"], milliseconds)
     assert ("data" in body) == (path == "/api/v1/chat/completions")
