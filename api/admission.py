@@ -27,6 +27,9 @@ CONTROL_SECONDS = 0.1
 CONTROL_SAMPLES = 4
 # How much slower than usual those let in may be; between the two the limit stays.
 SLOW, FAST = 1.25, 1.1
+# Tenants at work for each place: with more of them, a place each would be more than keeps the latency; with fewer, one tenant with
+# many requests costs the others too many refusals.
+MOST_TENANTS = 2
 # A caller that has not asked for so long has no share.
 PRESENT_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
@@ -146,7 +149,7 @@ class Admission:
                 has, places = has + self._elsewhere.get(caller, 0), places + self._elsewhere_limit
             if has >= max(1.0, places / callers) or callers == 1:
                 raise self._refusal(now, of_all=callers == 1)
-            if not has and len(self._active_of) >= self.limit:  # a place each is more than there are
+            if not has and len(self._active_of) >= MOST_TENANTS * self.limit:
                 raise self._refusal(now, of_all=True)
         return Ticket(self, caller)
 
