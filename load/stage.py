@@ -15,12 +15,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import uvloop
@@ -53,6 +54,7 @@ DIMENSION = 384
 CANDIDATES, DOCUMENTS, CHUNK_CHARACTERS = 256, 16, 500
 TEXT = "water mills grind wheat into flour while the river floods meadows in spring and swallows nest under roofs " * 8
 
+T = TypeVar("T")
 Executor = Literal["lanes", "rerank", "request"]
 """What runs on threads: "lanes" as the server is; "rerank" searches and rerankers share one executor of 35 threads, and
 rerankers have only `similarity`; "request" an executor of 35 threads, of which a request holds one from its beginning to its end."""
@@ -161,6 +163,17 @@ class StagedServer:
         """Where the event loop's thread was found, by share of the samples, the most frequent first."""
         self._channel.send(("profile", seconds))
         return self._channel.recv()
+
+
+def watched(server: StagedServer, warm_seconds: float, seconds: float, drive: Callable[[], T]) -> tuple[T, Figures, Held]:
+    """Run `drive` on a thread; what was seen of the server in `seconds` of it that begin after `warm_seconds`, and what it held then."""
+    with ThreadPoolExecutor(1) as pool:
+        driving = pool.submit(drive)
+        time.sleep(warm_seconds)
+        before = server.figures().held
+        time.sleep(seconds)
+        seen = server.figures()
+        return driving.result(), seen, before
 
 
 @contextmanager

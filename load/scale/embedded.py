@@ -3,7 +3,7 @@
 from load.callers import drive, post_requests, quantile
 from load.corpus import corpus, questions
 from load.scale.verdict import verdict
-from load.stage import Play, mean_of, share_below, staged
+from load.stage import Play, mean_of, share_below, staged, watched
 from load.vendors import RERANKER, vendors
 
 CALLERS, RERANK_SECONDS = 100, 0.3
@@ -24,15 +24,20 @@ def run(seconds: float) -> bool:
             ]
             requests = post_requests(server.url, server.api_key, "/api/v1/retrieval", asked)
             drive(server.url, requests[-CALLERS:], CALLERS, ramp_seconds=1.0)
-            before = server.figures().held
-            driven = drive(server.url, requests, CALLERS, WARM_SECONDS + seconds, ramp_seconds=1.0)
-            seen = server.figures()
+            driven, seen, before = watched(
+                server,
+                WARM_SECONDS,
+                seconds - 1.0,
+                lambda: drive(server.url, requests, CALLERS, WARM_SECONDS + seconds, ramp_seconds=1.0),
+            )
     steady = driven.between(WARM_SECONDS, WARM_SECONDS + seconds)
     latencies, answers = sorted(steady.latencies), len(driven.latencies)
-    by_lane = ", ".join(f"{name} {mean_of(counts):.1f}" for name, counts in seen.by_lane.items() if mean_of(counts) >= 0.05)
+    cpu_ms = (seen.held.cpu_seconds - before.cpu_seconds) * 1000 / (len(latencies) / seconds * (seconds - 1.0))
+    busiest = {name: counts for name, counts in seen.by_lane.items() if mean_of(counts) >= 0.05}
+    by_lane = ", ".join(f"{name} {mean_of(counts):.1f} (p99 {share_below(counts, 0.99)})" for name, counts in busiest.items())
     print(
         f"{answers} answers, {driven.failed} failed, {len(latencies) / steady.seconds:.1f}/s; p50 {quantile(latencies, 0.5) * 1000:.0f} ms,"
-        f" p95 {quantile(latencies, 0.95) * 1000:.0f} ms; server {(seen.held.cpu_seconds - before.cpu_seconds) * 1000 / answers:.1f} ms of "
+        f" p95 {quantile(latencies, 0.95) * 1000:.0f} ms; server {cpu_ms:.1f} ms of "
         f"CPU a request; threads busy on average: {by_lane}"
     )
     return all((

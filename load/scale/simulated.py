@@ -2,7 +2,7 @@
 
 from load.callers import drive, quantile
 from load.scale.verdict import verdict
-from load.stage import Play, mean_of, share_below, staged
+from load.stage import Play, mean_of, share_below, staged, watched
 from load.vendors import RERANKER, vendors
 
 CALLERS, STORE_SECONDS, RERANK_SECONDS = 100, 0.2, 0.3
@@ -21,15 +21,18 @@ def run(seconds: float) -> bool:
         settings = {"models": simulated.models(), "search_threads": STORE_THREADS}
         with staged(Play(settings, STORE_SECONDS)) as server:
             drive(server.url, server.searches(2 * CALLERS, RERANKER), CALLERS, ramp_seconds=ideal_seconds)
-            before = server.figures().held
             asked = server.searches(int(ideal * (seconds + WARM_SECONDS + 2)), RERANKER)
-            driven = drive(server.url, asked, CALLERS, WARM_SECONDS + seconds, ramp_seconds=ideal_seconds)
-            seen = server.figures()
+            driven, seen, before = watched(
+                server,
+                WARM_SECONDS,
+                seconds - 1.0,
+                lambda: drive(server.url, asked, CALLERS, WARM_SECONDS + seconds, ramp_seconds=ideal_seconds),
+            )
     steady = driven.between(WARM_SECONDS, WARM_SECONDS + seconds)
     rate = len(steady.latencies) / steady.seconds
     answers = len(driven.latencies)
     latencies = sorted(steady.latencies)
-    cpu_ms = (seen.held.cpu_seconds - before.cpu_seconds) * 1000 / answers
+    cpu_ms = (seen.held.cpu_seconds - before.cpu_seconds) * 1000 / (rate * (seconds - 1.0))
     print(
         f"{answers} answers, {driven.failed} failed, {rate:.1f}/s; p50 {quantile(latencies, 0.5) * 1000:.0f} ms, p95 "
         f"{quantile(latencies, 0.95) * 1000:.0f} ms; server {cpu_ms:.2f} ms of CPU a request, callers "
