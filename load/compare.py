@@ -23,7 +23,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from load.callers import drive
-from load.stage import EXECUTOR_THREADS, Executor, Play, StagedServer, mean_of, share_below, staged
+from load.sampling import mean_of, share_below
+from load.stage import Executor, Play, StagedServer, staged
+from load.staged_parts import EXECUTOR_THREADS
 from load.vendors import RERANKER, Vendors, vendors
 
 # seconds of store and reranker: the specification's first

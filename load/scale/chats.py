@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from load.callers import drive, quantile
+from load.sampling import mean_of, share_below
 from load.scale.verdict import verdict
-from load.stage import Play, StagedServer, mean_of, share_below, staged
+from load.stage import Play, StagedServer, staged
 from load.streams import read
 from load.vendors import RERANKER, vendors
 

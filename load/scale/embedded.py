@@ -2,8 +2,9 @@
 
 from load.callers import drive, post_requests, quantile
 from load.corpus import corpus, questions
+from load.sampling import mean_of, share_below
 from load.scale.verdict import verdict
-from load.stage import Play, mean_of, share_below, staged, watched
+from load.stage import Play, staged, watched
 from load.vendors import RERANKER, vendors
 
 CALLERS, RERANK_SECONDS = 100, 0.3

@@ -1,8 +1,9 @@
 """100 callers over a store of 200 ms and a reranker of 300 ms: how near to what the latencies alone allow."""
 
 from load.callers import drive, quantile
+from load.sampling import mean_of, share_below
 from load.scale.verdict import verdict
-from load.stage import Play, mean_of, share_below, staged, watched
+from load.stage import Play, staged, watched
 from load.vendors import RERANKER, vendors
 
 CALLERS, STORE_SECONDS, RERANK_SECONDS = 100, 0.2, 0.3

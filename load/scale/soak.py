@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from load.sampling import Held
 from load.scale import mixed
 from load.scale.verdict import verdict
-from load.stage import Held, StagedServer
+from load.stage import StagedServer
 
 GOAL = "100 CCU with 5 % vendor failures: flat memory, threads, descriptors; no leaked task"
 FAILURE_RATE = 0.05

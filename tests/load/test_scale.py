@@ -3,10 +3,10 @@
 import pytest
 
 from load.callers import Driven
+from load.sampling import Held
 from load.scale import chaos, mixed, soak
 from load.scale.__main__ import PARTS
 from load.scale.verdict import verdict
-from load.stage import Held
 from load.streams import Streamed
 
 

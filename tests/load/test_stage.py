@@ -6,7 +6,9 @@ from contextlib import ExitStack
 import pytest
 
 from load.callers import drive
-from load.stage import EXECUTOR_THREADS, Executor, Play, StagedServer, mean_of, share_below, staged
+from load.sampling import mean_of, share_below
+from load.stage import Executor, Play, StagedServer, staged
+from load.staged_parts import EXECUTOR_THREADS
 from load.streams import read
 from load.vendors import RERANKER, vendors
 
