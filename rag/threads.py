@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from rag.errors import Overloaded, Unavailable
 
@@ -87,14 +87,17 @@ class Lane:
         self._threads = threads
         self._queue_limit = queue_limit
         self._on_wait = on_wait
-        self._in_flight = 0
-        self._counting = threading.Lock()
+        self._changing = threading.Lock()
+        self._busy = 0
+        # Oldest first. A call that is cancelled leaves at once, and with it all that it holds; the executor is only told how often to come.
+        self._waiting: dict[Future[Any], Callable[[], Any]] = {}
+        self._coming = 0
         self._executor = ThreadPoolExecutor(threads, f"millrace-{name}", initializer=_yield_to_others, initargs=(nice,))
 
     @property
     def state(self) -> LaneState:
         """How full the lane is now."""
-        in_flight = self._in_flight
+        in_flight = self._busy + len(self._waiting)
         return LaneState(self.name, self._threads, min(in_flight, self._threads), max(0, in_flight - self._threads), self._queue_limit)
 
     async def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -103,10 +106,6 @@ class Lane:
 
     def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """The same for code that is itself on a thread: a future instead of an awaitable."""
-        with self._counting:
-            if self._in_flight >= self._threads + self._queue_limit:
-                raise Overloaded(f"the {self.name} queue is full ({self._queue_limit} calls wait)")
-            self._in_flight += 1
         context, load = contextvars.copy_context(), current_load.get()
         submitted = time.perf_counter()
 
@@ -121,21 +120,53 @@ class Lane:
                     taken = (time.perf_counter() - started) / self._threads
                     load.lane_seconds[self.name] = load.lane_seconds.get(self.name, 0.0) + taken
 
-        try:
-            future = self._executor.submit(work)
-        except RuntimeError:
-            self._release()
-            raise Unavailable(f"the {self.name} lane is closed") from None
-        future.add_done_callback(self._release)
+        future: Future[T] = Future()
+        with self._changing:
+            if self._busy + len(self._waiting) >= self._threads + self._queue_limit:
+                raise Overloaded(f"the {self.name} queue is full ({self._queue_limit} calls wait)")
+            if self._coming <= len(self._waiting):
+                try:
+                    self._executor.submit(self._work_off_one)
+                except RuntimeError:
+                    raise Unavailable(f"the {self.name} lane is closed") from None
+                self._coming += 1
+            self._waiting[future] = work
+        future.add_done_callback(self._forget)
         return future
 
     def close(self) -> None:
         """Wait for running calls to end and drop the waiting ones."""
+        self._executor.shutdown(wait=False)
+        for future in tuple(self._waiting):
+            future.cancel()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _release(self, _: object = None) -> None:
-        with self._counting:
-            self._in_flight -= 1
+    def _forget(self, future: Future[Any]) -> None:
+        if future.cancelled():
+            with self._changing:
+                self._waiting.pop(future, None)
+
+    def _work_off_one(self) -> None:
+        """On a thread: the oldest of the calls that wait, if any still does."""
+        with self._changing:
+            self._coming -= 1
+            future = next(iter(self._waiting), None)
+            if future is None:
+                return
+            work = self._waiting.pop(future)
+            self._busy += 1
+        result, error = None, None
+        if runs := future.set_running_or_notify_cancel():
+            try:
+                result = work()
+            except BaseException as raised:  # noqa: BLE001 - it is the caller's, as an executor's would be
+                error = raised
+        with self._changing:
+            self._busy -= 1
+        if runs and error is not None:
+            future.set_exception(error)
+        elif runs:
+            future.set_result(result)
 
 
 def _yield_to_others(nice: int) -> None:

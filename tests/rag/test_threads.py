@@ -2,9 +2,11 @@
 
 import asyncio
 import contextvars
+import gc
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -76,6 +78,55 @@ async def test_cancelling_a_waiting_call_frees_its_place_and_never_runs_it(lane:
     await holder
     await lane.run(lambda: None)
     assert ran == []
+
+
+async def test_calls_that_were_given_up_are_kept_nowhere(lane: Lane) -> None:
+    class Held:
+        pass
+
+    holder, release = await occupy(lane)
+    kept: list[weakref.ref[Held]] = []
+    for _ in range(100):
+        held = Held()
+        kept.append(weakref.ref(held))
+        waiting = asyncio.create_task(lane.run(id, held))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        del held, waiting
+    gc.collect()
+    assert [reference for reference in kept[:-1] if reference() is not None] == []  # the last is in the traceback above
+    assert lane._executor._work_queue.qsize() <= 1
+    release.set()
+    await holder
+    assert await lane.run(lambda: "after") == "after"
+
+
+async def test_calls_come_in_turn() -> None:
+    order: list[int] = []
+    wide = Lane("wide", threads=1, queue_limit=100)
+    holder, release = await occupy(wide)
+    waiting = [asyncio.create_task(wide.run(order.append, number)) for number in range(20)]
+    await asyncio.sleep(0)
+    for task in waiting[5:15]:
+        task.cancel()
+    await asyncio.wait(waiting[5:15])
+    release.set()
+    await asyncio.gather(holder, *waiting, return_exceptions=True)
+    assert order == [0, 1, 2, 3, 4, 15, 16, 17, 18, 19]
+    wide.close()
+
+
+async def test_closing_ends_the_calls_that_wait(lane: Lane) -> None:
+    holder, release = await occupy(lane)
+    waiting = asyncio.create_task(lane.run(lambda: None))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(asyncio.to_thread(lane.close))
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    release.set()
+    await asyncio.gather(holder, closing)
 
 
 async def test_cancelling_a_running_call_returns_at_once(lane: Lane) -> None:
