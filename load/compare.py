@@ -107,7 +107,8 @@ def compare(rounds: int, seconds: float, *, short: bool) -> bool:
         simulated = stack.enter_context(vendors(rerank_seconds=SPECIFIED[1]))
         servers = {}
         for name, (executor, threads) in VARIANTS.items():
-            settings = {"models": simulated.models(), "search_threads": threads}
+            # those who wait longest are what is measured: nobody is refused
+            settings = {"models": simulated.models(), "search_threads": threads, "patience_seconds": 600.0}
             servers[name] = stack.enter_context(staged(Play(settings, SPECIFIED[0], executor)))
             at_once(servers[name], CALLERS[1])  # connections and code paths
         gain = total_times(servers, simulated, rounds, latencies)
