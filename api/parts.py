@@ -138,7 +138,7 @@ def terms_of(chunk: Chunk) -> ChunkTerms:
 def open_lanes(settings: Settings, metrics: Metrics) -> Lanes:
     """The thread pools, as large as the settings say."""
     sizes = {
-        "db": settings.db_threads,
+        "db": settings.transactions_at_once,
         "search": settings.searches_at_once,
         "write": settings.write_threads,
         "blob": settings.blob_threads,

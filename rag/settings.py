@@ -17,7 +17,7 @@ from rag.errors import SettingsError
 PREFIX = "MILLRACE_"
 FILE_NAME = "millrace.toml"
 CORES = os.cpu_count() or 1
-REMOTE_SEARCHES = 32
+REMOTE_SEARCHES, REMOTE_TRANSACTIONS = 32, 16
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -124,7 +124,9 @@ class Settings(BaseModel):
     blob_region: str = Field("", description="region of the bucket; `AWS_REGION` or us-east-1 when left out")
     blob_timeout_seconds: Seconds = Field(15.0, description="longest wait for one request to the S3 service", json_schema_extra=SECONDS)
 
-    db_threads: Positive = Field(8, description="threads for the database")
+    db_threads: Positive | None = Field(
+        None, description="threads for the database, each with a connection: 4 for SQLite, 16 for a database server when left out"
+    )
     search_threads: Positive | None = Field(
         None, description="threads that search the store: one a core in the embedded one, 32 that wait for Elasticsearch when left out"
     )
@@ -176,6 +178,11 @@ class Settings(BaseModel):
 
     aliases: dict[str, str] = Field(default_factory=dict, description='other names for models: `alias = "<model>@<provider>"` (file only)')
     models: list[ModelSettings] = Field(default_factory=list, description="models beside the built-in ones (file only)")
+
+    @property
+    def transactions_at_once(self) -> int:
+        """Threads for the database. One writes to SQLite at a time, and what it reads is in memory."""
+        return self.db_threads or (REMOTE_TRANSACTIONS if self.database_url else 4)
 
     @property
     def searches_at_once(self) -> int:
