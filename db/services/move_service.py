@@ -65,6 +65,8 @@ def put(state: str, move_id: str = "", detail: Mapping[str, Any] | None = None, 
         changes[Move.detail] = dict(detail)
     if retired is not None:
         changes[Move.retired] = list(retired)
+    if proxy.obj.kind == "postgresql":  # whose row locks let new sharers pass one that waits alone, for ever where there are many
+        proxy.obj.execute_sql("LOCK TABLE data_move IN EXCLUSIVE MODE")
     Move.update(changes).where(Move.id == 1).execute()
 
 

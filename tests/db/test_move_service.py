@@ -98,6 +98,39 @@ def test_no_acknowledged_write_comes_after_the_hold(guarded: Session) -> None:
     assert set(acknowledged) <= then == later
 
 
+def test_holding_does_not_wait_for_ever_where_writers_overlap(guarded: Session) -> None:
+    """There is a writer at every moment: who holds waits for those that have begun, not for those that come."""
+    stop, under_way = threading.Event(), threading.Barrier(5)
+    lanes = threading.Semaphore(0)
+
+    def write(name: str) -> None:
+        make(name)
+        lanes.release()
+        stop.wait(0.05)
+
+    def keep_writing(worker: int) -> None:
+        under_way.wait()
+        number = 0
+        while not stop.is_set():
+            try:
+                guarded.write_now(write, f"{worker} {number}")
+            except WritesHeld:
+                return
+            number += 1
+
+    threads = [threading.Thread(target=keep_writing, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    under_way.wait()
+    for _ in threads:
+        lanes.acquire()
+    moving(guarded, "held", "1" * 32, {"kinds": []})
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    stop.set()
+
+
 def test_a_schema_without_the_row_is_brought_up_before_anything_is_guarded(tmp_path: Path, lane: Lane) -> None:
     first = Session(tmp_path / "old.sqlite3", lane)
     first.create_tables()
