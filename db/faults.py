@@ -62,6 +62,7 @@ MYSQL = {
     3024: "a statement took too long",
     1213: "others changed the same rows at the same time",
     1020: "others changed the same rows at the same time",
+    1305: "others changed the same rows at the same time",
     1053: "it is stopping",
     1927: "the connection was lost",
     2003: "nothing listens at its address",
@@ -71,7 +72,8 @@ MYSQL = {
     2026: "the encryption of the connection failed",
 }
 MYSQL_LOST = {0, 1053, 1077, 1152, 1158, 1159, 1160, 1161, 1927, 2002, 2003, 2005, 2006, 2013, 2014, 2055, 4031}
-MYSQL_AGAIN = {1213, 1020}
+# 1305: the savepoint is gone. A deadlock inside it has undone the whole transaction, and only then was it to be rolled back to.
+MYSQL_AGAIN = {1213, 1020, 1305}
 
 
 @dataclass(frozen=True, slots=True)
