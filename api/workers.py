@@ -117,6 +117,8 @@ class Crew:
                 *self._command, *arguments,
                 env={**self._environ, f"{PREFIX}PORT": str(port)}, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
             )  # fmt: skip
+        if self._stopping.is_set():  # while it was being started: the drain saw it not
+            place.process.terminate()
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             if await reader.read(1) == SERVES:
