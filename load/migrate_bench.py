@@ -117,10 +117,10 @@ def bench(name: str, count: int, rounds: int, source: ChunkStore, fresh: Callabl
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--chunks", type=int, default=20_000)
+    parser.add_argument("--chunks", type=int, default=40_000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="millrace-migrate-") as folder, elasticsearch() as node:
+    with tempfile.TemporaryDirectory(prefix="millrace-migrate-") as folder, elasticsearch(heap="1g") as node:
         embedded = EmbeddedStore(Path(folder) / "source", wait_seconds=3600)
         for made, vectors in batches(options.chunks, 2000, np.random.default_rng(1)):
             embedded.put(TENANT, made, vectors, SPACE, wait=False)
