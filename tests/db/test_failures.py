@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from peewee import IntegrityError
 
 from db.address import address_of
 from db.dialect import locked
@@ -266,6 +267,22 @@ def test_servers_that_start_at_once_bring_the_schema_up_once(server: Server, tmp
             process.kill()
         session.close()
         server.drop_database("several")
+
+
+def test_a_schema_that_a_crash_left_without_its_indexes_is_completed(server: Server, tmp_path: Path) -> None:
+    session = Session(address_of(server.create_database("halfway"), tmp_path), Lane("db", 1, 1))
+    try:
+        session.write_now(lambda: [model._schema.create_table() for model in ALL])
+        session.create_tables()
+        session.write_now(insert, "once")
+        with pytest.raises(IntegrityError):
+            session.write_now(insert, "once")
+        for model in ALL:
+            indexes = session.read_now(lambda model=model: model._meta.database.get_indexes(model._meta.table_name))
+            assert {index._name for index in model._meta.fields_to_index()} <= {index.name for index in indexes}
+    finally:
+        session.close()
+        server.drop_database("halfway")
 
 
 # ---------------------------------------------------------------------------------------------------- refusing
