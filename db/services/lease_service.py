@@ -99,8 +99,11 @@ def fail(task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
 
 
 def give_back(task: IngestTask, worker: str) -> bool:
-    """End the lease without a result, as a worker does that must stop; the task is due at once and keeps its count."""
-    changed = Task.update(owner=None, lease_until=0, attempt=Task.attempt - 1).where(_held(task, worker)).execute()
+    """End the lease without a result, as a worker does that must stop; the task is due at once and keeps its count.
+
+    When the lease ended stays: what the worker had sent to the store may still arrive there.
+    """
+    changed = Task.update(owner=None, lease_until=shared_now_ms(), attempt=Task.attempt - 1).where(_held(task, worker)).execute()
     return changed > 0
 
 

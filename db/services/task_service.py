@@ -99,7 +99,7 @@ def stop(document_ids: Sequence[str]) -> None:
         parsing = locked(Task.select().where(Task.kind == "parse", Task.document_id == document.id)).first()
         if parsing is not None:
             parsing.delete_instance()
-        if parsing is not None and parsing.attempt > 0:
+        if parsing is not None and (parsing.attempt > 0 or parsing.lease_until > 0):  # a worker had it, or gave it back
             _put_sweep(document, max(parsing.lease_until, shared_now_ms()) + LATE_WRITES_MS)
         set_counts(document, 0, 0)
         tell(document, STOPPED, progress=0.0, run="CANCEL")

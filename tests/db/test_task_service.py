@@ -179,6 +179,20 @@ def test_a_task_given_back_is_due_at_once_and_uses_no_attempt_up(session: Sessio
     assert claim(session).attempt == 1
 
 
+def test_a_stop_after_a_task_was_given_back_leaves_a_sweep_for_late_writes(session: Session, running: tuple[str, str]) -> None:
+    session.write_now(lease_service.give_back, claim(session), "w")
+    session.write_now(task_service.stop, [running[1]])
+    assert [row.kind for row in session.read_now(lambda: list(Task.select()))] == ["sweep"]
+
+
+def test_a_deletion_after_a_task_was_given_back_is_done_again_for_late_writes(session: Session, running: tuple[str, str]) -> None:
+    dataset, document_id = running
+    session.write_now(lease_service.give_back, claim(session), "w")
+    session.write_now(lambda: Document.update(update_time=1).execute())  # nothing was told for long
+    (purge,) = session.write_now(document_service.delete, TENANT, dataset, [document_id])
+    assert purge.again
+
+
 def test_tenants_take_turns(session: Session) -> None:
     for tenant, number in (("a" * 32, 3), ("b" * 32, 1), ("c" * 32, 2)):
         dataset = make_dataset(session, tenant)
