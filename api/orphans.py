@@ -2,8 +2,12 @@
 
 An upload pledges its key in the database before it stores a byte, and a deletion pledges to remove the file in the transaction that
 removes the row. So a file that was listed, and that afterwards neither a document nor a task knows, is nobody's, however young it is.
+
+Only what has a key as we make them, of a tenant of ours, is looked at: a bucket may hold other people's files, or another
+installation's.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,14 +15,16 @@ from itertools import islice
 from api.parts import Parts
 from db.services import blob_service
 from rag.errors import NotFound
+from rag.types import ID_PATTERN
 
 ROWS_AT_ONCE = 5_000
 PROBES = "probe/"  # of readiness checks: there for a moment, left by a server that was killed in it
+_KEY = re.compile(rf"(?P<tenant>{ID_PATTERN})/[0-9a-f]{{2}}/{ID_PATTERN}|{PROBES}{ID_PATTERN}")
 
 
 @dataclass(frozen=True, slots=True)
 class Strays:
-    """`files` are keys of files that nobody owns, `documents` the ids of documents whose file is gone; `checked` counts all files."""
+    """`files` are keys of files that nobody owns, `documents` the ids of documents whose file is gone; `checked` counts ours."""
 
     files: tuple[str, ...]
     documents: tuple[str, ...]
@@ -32,7 +38,8 @@ async def find(parts: Parts) -> Strays:
     files: list[str] = []
     checked = 0
     keys = parts.blobs.list()
-    while batch := await parts.lanes.blob.run(_next, keys):
+    while listed := await parts.lanes.blob.run(_next, keys):
+        batch = await _ours(parts, listed)
         checked += len(batch)
         strangers = [key for key in batch if unseen.pop(key, None) is None and key not in documents]
         owned = await parts.session.read(blob_service.owned, strangers) if strangers else set()
@@ -55,6 +62,12 @@ async def _documents(parts: Parts) -> dict[str, str]:
         found |= {key: document_id for document_id, key in rows}
         after = rows[-1][0]
     return found
+
+
+async def _ours(parts: Parts, keys: list[str]) -> list[str]:
+    owners = {key: found["tenant"] for key in keys if (found := _KEY.fullmatch(key))}
+    known = await parts.session.read(blob_service.tenants, {tenant for tenant in owners.values() if tenant})
+    return [key for key, tenant in owners.items() if tenant is None or tenant in known]
 
 
 def _next(keys: Iterator[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from db.models import Document, Task
+from db.models import Document, Task, Tenant
 
 KEYS_AT_ONCE = 500
 
@@ -22,3 +22,8 @@ def owned(keys: Collection[str]) -> set[str]:
     documents = Document.select(Document.location).where(Document.id.in_(ids)).tuples()
     tasks = Task.select(Task.blob_key).where(Task.document_id.in_(ids)).tuples()
     return {key for rows in (documents, tasks) for (key,) in rows} & set(keys)
+
+
+def tenants(ids: Collection[str]) -> set[str]:
+    """Those of at most `KEYS_AT_ONCE` ids that are tenants."""
+    return {row_id for (row_id,) in Tenant.select(Tenant.id).where(Tenant.id.in_(ids)).tuples()}

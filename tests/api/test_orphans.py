@@ -31,9 +31,16 @@ async def test_a_file_that_nobody_owns_is_found_and_removed_alone(api: Server) -
 
 async def test_another_file_with_a_known_documents_id_is_a_stray(api: Server) -> None:
     document_id = await api.document(await api.dataset())
-    key = f"elsewhere/ab/{document_id}"
+    key = f"{api.tenant}/zz/{document_id}".replace("zz", "00" if document_id[6:8] != "00" else "01")
     api.parts.blobs.put(key, io.BytesIO(b"left over"))
     assert (await orphans.find(api.parts)).files == (key,)
+
+
+async def test_files_that_are_not_ours_are_left_alone(api: Server) -> None:
+    """A bucket without a prefix may hold other people's, or another installation's."""
+    for key in ("reports/2026", "probe/something", f"{'8' * 32}/ab/{'9' * 32}", f"{api.tenant}/{'9' * 32}"):
+        api.parts.blobs.put(key, io.BytesIO(b"theirs"))
+    assert await orphans.find(api.parts) == orphans.Strays((), (), 0)
 
 
 async def test_a_document_whose_file_is_gone_is_named(api: Server) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.flows import create_dataset
+from tests.e2e.flows import ok
 from tests.e2e.server_process import MODEL_CACHE, ROOT
 
 
@@ -114,8 +114,8 @@ def test_a_key_of_no_one_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_check_tells_of_files_that_belong_to_no_document_and_repair_removes_them(start, tmp_path: Path) -> None:
     server = start(ready=False)
-    create_dataset(server, "kept")
-    lost = server.data_dir / "blobs" / "tenant" / "ab" / ("1" * 32)
+    tenant = ok(server.call("POST", "/datasets", {"name": "kept"}))["tenant_id"]
+    lost = server.data_dir / "blobs" / tenant / "ab" / ("1" * 32)
     lost.parent.mkdir(parents=True)
     lost.write_bytes(b"left over")
     data = {"MILLRACE_DATA_DIR": str(server.data_dir), "MILLRACE_PORT": "0"}
