@@ -57,7 +57,7 @@ async def check(settings: Settings, environ: Mapping[str, str], *, files: bool =
     `files` compares all stored files with all documents, too; `repair` does that and removes the files that nobody owns.
     """
     findings = [_version(), _sqlite(), _open_files(), await asyncio.to_thread(_port, settings)]
-    findings += _model_keys(settings, environ)
+    findings += _model_keys(settings, environ) + unused(settings)
     try:
         findings.append(_space(settings))
         findings += _permissions(settings)
@@ -142,6 +142,14 @@ def _model_keys(settings: Settings, environ: Mapping[str, str]) -> list[Finding]
         missing = not environ.get(variable, "").strip()
         findings.append(Finding(f"variable {variable}", "not set" if missing else "set", f"export {variable}=<the key>" if missing else ""))
     return findings
+
+
+def unused(settings: Settings) -> list[Finding]:
+    """Addresses that are given and, by another setting, not used: nothing fails, and the data is elsewhere than somebody thinks."""
+    if settings.store != "embedded" or "elasticsearch_hosts" not in settings.model_fields_set:
+        return []
+    remedy = "set MILLRACE_STORE=elasticsearch, or leave MILLRACE_ELASTICSEARCH_HOSTS out"
+    return [Finding("elasticsearch", "its addresses are set, and chunks are kept in the data directory", remedy)]
 
 
 async def _running_parts(settings: Settings, environ: Mapping[str, str], *, files: bool, repair: bool) -> list[Finding]:
