@@ -5,6 +5,7 @@ library's reading of an answer's headers 0.1 ms. Here a request is one `sendall`
 send to a client that asks for nothing special: a length, or chunks, or an end of the connection.
 """
 
+import math
 import select
 import socket
 import ssl
@@ -26,6 +27,11 @@ from elastic_transport.client_utils import DEFAULT, DefaultType
 
 _HEAD_BYTES = 64 << 10
 _PIECE_BYTES = 64 << 10
+# Nothing has been sent by then, so the client may go on with another host.
+_CONNECT_SECONDS = 3.0
+_HURRIED_SECONDS = 1.0  # with less, a slow connection says nothing about the host
+# What lies between us and the host may forget a connection without telling us: load balancers after a minute, or more.
+_IDLE_SECONDS = 45.0
 _BROKE_OFF = "the connection broke off before the answer was whole"
 
 
@@ -41,7 +47,7 @@ class Node(BaseNode):
 
     def __init__(self, config: NodeConfig) -> None:
         super().__init__(config)
-        self._idle: deque[socket.socket] = deque()
+        self._idle: deque[tuple[socket.socket, float]] = deque()  # and when it was used last
         self._room = threading.BoundedSemaphore(config.connections_per_node)
         self._host = f"[{self.host}]" if ":" in self.host else self.host
         self._closed = False
@@ -54,11 +60,11 @@ class Node(BaseNode):
         headers: HttpHeaders | None = None,
         request_timeout: DefaultType | float | None = DEFAULT,
     ) -> Answer:
-        """The answer to one request, whole, within `request_timeout`.
+        """The answer to one request, whole, within `request_timeout`: waiting for a connection and making one included.
 
-        Raises `ConnectionTimeout`, `TlsError`, `ConnectionError`.
+        Raises `ConnectionTimeout`, `TlsError`, `ConnectionError`; the last one also for a host that takes too long to connect to.
         """
-        started = time.time()
+        started, begun = time.time(), time.monotonic()
         seconds = self.config.request_timeout if request_timeout is DEFAULT else request_timeout
         lines = [f"{method} {self.path_prefix}{target} HTTP/1.1", f"host: {self._host}:{self.port}", "connection: keep-alive"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
@@ -69,7 +75,8 @@ class Node(BaseNode):
             if not self._room.acquire(timeout=seconds):
                 raise TimeoutError
             try:
-                status, answered, data = self._exchange(method, request, seconds)
+                end = None if seconds is None else begun + seconds
+                status, answered, data = self._exchange(method, request, end)
             finally:
                 self._room.release()
         except TimeoutError as exc:
@@ -87,15 +94,15 @@ class Node(BaseNode):
         """Close the connections that are not in use; the others close with their requests."""
         self._closed = True
         while self._idle:
-            self._idle.popleft().close()
+            self._idle.popleft()[0].close()
 
-    def _exchange(self, method: str, request: bytes, seconds: float | None) -> tuple[int, dict[str, str], bytes]:
-        connection = self._take() or self._connect(seconds)
+    def _exchange(self, method: str, request: bytes, end: float | None) -> tuple[int, dict[str, str], bytes]:
+        connection = self._take() or self._connect(_left(end))
         kept = False
         try:
-            connection.settimeout(seconds)
+            connection.settimeout(_left(end))
             connection.sendall(request)
-            reader = _Reader(connection, seconds)
+            reader = _Reader(connection, end)
             status, headers = reader.head()
             if method == "HEAD" or status in (204, 304):
                 data, whole = b"", True
@@ -105,25 +112,32 @@ class Node(BaseNode):
             return status, headers, data
         finally:
             if kept:
-                self._idle.append(connection)
+                self._idle.append((connection, time.monotonic()))
             else:
                 connection.close()
 
     def _take(self) -> socket.socket | None:
-        """The connection used last that the host has not closed meanwhile."""
+        """The connection used last that the host has not closed meanwhile, and that was used a short while ago."""
         while True:
             try:
-                connection = self._idle.pop()
+                connection, used = self._idle.pop()
             except IndexError:
                 return None
             poll = select.poll()
             poll.register(connection, select.POLLIN)
-            if not poll.poll(0):
+            if time.monotonic() - used < _IDLE_SECONDS and not poll.poll(0):
                 return connection
             connection.close()
 
     def _connect(self, seconds: float | None) -> socket.socket:
-        connection = socket.create_connection((self.host, self.port), timeout=seconds)
+        hurried = seconds is not None and seconds < _HURRIED_SECONDS
+        patience = seconds if hurried else min(_CONNECT_SECONDS, (seconds or math.inf) / 2)
+        try:
+            connection = socket.create_connection((self.host, self.port), timeout=patience)
+        except TimeoutError as exc:
+            if hurried:
+                raise
+            raise OSError("the host does not take the connection") from exc
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.scheme != "https":
             return connection
@@ -134,12 +148,22 @@ class Node(BaseNode):
             raise
 
 
-class _Reader:
-    """Reads one answer from a connection, within `seconds` from now. Raises `OSError`, `TimeoutError`, `ValueError` for what is no HTTP."""
+def _left(end: float | None) -> float | None:
+    """Seconds until then, None for ever. Raises `TimeoutError` when there are none."""
+    if end is None:
+        return None
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
-    def __init__(self, connection: socket.socket, seconds: float | None) -> None:
+
+class _Reader:
+    """Reads one answer from a connection, until `end`. Raises `OSError`, `TimeoutError`, `ValueError` for what is no HTTP."""
+
+    def __init__(self, connection: socket.socket, end: float | None) -> None:
         self._connection = connection
-        self._end = None if seconds is None else time.monotonic() + seconds
+        self._end = end
         self._buffer = bytearray()
 
     def head(self) -> tuple[int, dict[str, str]]:
@@ -212,7 +236,4 @@ class _Reader:
 
     def _wait(self) -> None:
         if self._end is not None:
-            left = self._end - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            self._connection.settimeout(left)
+            self._connection.settimeout(_left(self._end))

@@ -3,10 +3,13 @@
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from elastic_transport import ConnectionError, ConnectionTimeout, NodeConfig
 
+from rag.store.elastic import Cluster
 from rag.store.elastic_node import Node
 
 BIG = b"x" * 300_000
@@ -92,7 +95,7 @@ def test_a_connection_that_the_host_has_closed_is_not_used_again():
     with (server := Server(ANSWERS["length"][0], close=True)) as node:
         for _ in range(3):
             assert node.perform_request("GET", "/", request_timeout=10.0).body == b"hello"
-            assert is_closed(node._idle[-1])  # waits until the end has arrived
+            assert is_closed(node._idle[-1][0])  # waits until the end has arrived
     assert server.requests == 3
 
 
@@ -125,3 +128,56 @@ def test_an_answer_that_trickles_is_ended_by_the_time_of_the_whole():
         stop.set()
         thread.join()
         node.close()
+
+
+def test_waiting_for_a_connection_counts_as_waiting_for_the_answer():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        node = Node(NodeConfig("http", "127.0.0.1", listener.getsockname()[1], connections_per_node=1))
+        ended: list[float] = []
+
+        def ask() -> None:
+            started = time.monotonic()
+            with pytest.raises(ConnectionTimeout):
+                node.perform_request("GET", "/", request_timeout=1.0)
+            ended.append(time.monotonic() - started)
+
+        first, second = threading.Thread(target=ask), threading.Thread(target=ask)
+        first.start()
+        with listener.accept()[0] as connection:
+            assert connection.recv(1)  # the first one has the only connection
+            second.start()
+            first.join()
+            second.join()
+        assert max(ended) < 1.6
+        node.close()
+
+
+def test_a_host_that_takes_no_connection_leaves_time_for_another_one():
+    with full_host() as dead, Server(b"HTTP/1.1 200 OK\r\nx-elastic-product: Elasticsearch\r\ncontent-length: 0\r\n\r\n") as live:
+        cluster = Cluster([f"http://127.0.0.1:{dead}", f"http://127.0.0.1:{live.port}"], timeout_seconds=2.0)
+        assert [cluster.ask("GET", "/").status for _ in range(2)] == [200, 200]
+        cluster.close()
+
+
+@contextmanager
+def full_host() -> Iterator[int]:
+    """The port of a host that answers no handshake, as one that has lost its power: its queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used_again():
+    """What lies between may have forgotten it."""
+    with (server := Server(ANSWERS["length"][0])) as node:
+        node.perform_request("GET", "/", request_timeout=10.0)
+        connection, used = node._idle.pop()
+        node._idle.append((connection, used - 3600.0))
+        node.perform_request("GET", "/", request_timeout=10.0)
+    assert server.connections == 3
