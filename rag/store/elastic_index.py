@@ -13,7 +13,18 @@ from rag.errors import InvalidArgument, MillraceError, Unavailable
 from rag.store.elastic import Cluster, failure
 from rag.store.elastic_read import pages
 from rag.store.elastic_write import Item, write
-from rag.store.mapping import VECTOR_KINDS, alias_of, chunk_from, document, index_body, index_of, unpacked, vector_field, vector_mapping
+from rag.store.mapping import (
+    VECTOR_KINDS,
+    alias_of,
+    chunk_from,
+    document,
+    has_present_layout,
+    index_body,
+    index_of,
+    unpacked,
+    vector_field,
+    vector_mapping,
+)
 from rag.types import Chunk, ChunkTerms
 
 Analyse = Callable[[Chunk], ChunkTerms]
@@ -117,7 +128,7 @@ class Indexes:
         if reply.status == 404:
             return None
         ((name, described),) = reply.body.items()
-        if not name.startswith(index_of(alias, self.layout.analyser_version)):
+        if not has_present_layout(name, alias, self.layout.analyser_version):
             self._start_moving(tenant_id, name)
             raise Unavailable("the tenant's index is being moved to the present layout", _RETRY_SECONDS)
         fields = described.get("mappings", {}).get("properties", {})

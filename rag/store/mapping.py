@@ -60,6 +60,12 @@ def index_of(alias: str, analyser_version: str) -> str:
     return f"{alias}-m{VERSION}-a{analyser_version.lower()}"
 
 
+def has_present_layout(index: str, alias: str, analyser_version: str) -> bool:
+    """Whether an index of this name is one of the present layout."""
+    first = index_of(alias, analyser_version)
+    return index == first or index.startswith(f"{first}-")
+
+
 def vector_field(space: str) -> str:
     """The index field of an embedding space's vectors."""
     return f"vector_{blake2b(space.encode(), digest_size=10).hexdigest()}"

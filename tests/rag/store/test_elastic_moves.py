@@ -11,6 +11,7 @@ from rag.errors import Unavailable
 from rag.store.elastic import Cluster
 from rag.store.elastic_index import Indexes, Layout
 from rag.store.elastic_store import ElasticStore
+from rag.store.mapping import alias_of, has_present_layout, index_of
 from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest, Term
 from tests.services.elasticsearch import Node
 
@@ -133,3 +134,11 @@ def test_of_two_processes_that_move_an_index_one_is_taken(elasticsearch_node, la
 
 def ids(count: int) -> list[str]:
     return [f"{n:016x}" for n in range(count)]
+
+
+def test_an_index_of_an_analysis_whose_name_begins_alike_is_of_another_layout():
+    alias = alias_of("millrace-", TENANT)
+    first = index_of(alias, "1")
+    assert has_present_layout(first, alias, "1")
+    assert has_present_layout(f"{first}-0a1b2c3d", alias, "1")
+    assert not has_present_layout(index_of(alias, "10"), alias, "1")
