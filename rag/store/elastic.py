@@ -88,6 +88,8 @@ class Cluster:
         connections: int = 8, timeout_seconds: float = 15.0,
     ) -> None:  # fmt: skip
         """Connects with the first request. Raises `SettingsError` for hosts or a CA file that cannot be used."""
+        if any("@" in host for host in hosts):  # the client would put them aside, and our requests would come without
+            raise SettingsError("elasticsearch_hosts name no users: set elasticsearch_user and elasticsearch_password, or an API key")
         self._timeout_seconds = timeout_seconds
         self._headers = {"accept": _JSON}
         if api_key:

@@ -149,3 +149,9 @@ def test_what_is_not_elasticsearch_is_unavailable():
             cluster.ask("GET", "/")
         thread.join()
         cluster.close()
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown():
+    with pytest.raises(SettingsError, match="elasticsearch_user") as refused:
+        Cluster(["https://millrace:secret@127.0.0.1:9200"])
+    assert "secret" not in str(refused.value)
