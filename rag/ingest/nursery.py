@@ -42,6 +42,8 @@ Job = Callable[[Mapping[str, Any], Callable[[Mapping[str, Any]], None]], None]
 def main(arguments: list[str]) -> None:
     """Serve the control socket until it ends."""
     os.nice(NICE)
+    # systemd tells all of a service's processes to end: a parser that obeyed would be taken for one that its file made crash
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control_fd, target, memory_bytes, *paths = arguments
     # One thread only, or forking were not safe. Read by OpenBLAS when numpy is imported below, and by tokenizers.
     os.putenv("OPENBLAS_NUM_THREADS", "1")

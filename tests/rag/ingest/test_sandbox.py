@@ -53,6 +53,13 @@ async def test_a_process_serves_job_after_job(sandbox):
     assert first[0]["pid"] == sandbox.process_ids[0]
 
 
+async def test_a_signal_to_end_that_all_processes_of_a_service_get_crashes_no_file(sandbox):
+    (first,) = await done(sandbox, do="pid")
+    for process_id in (first["pid"], parent_of(first["pid"])):
+        os.kill(process_id, signal.SIGTERM)
+    assert await done(sandbox, do="pid") == [first]
+
+
 async def test_a_process_is_replaced_after_so_many_jobs():
     sandbox = Sandbox("hostile_jobs:run", jobs_per_process=2, import_paths=[HERE])
     pids = [(await done(sandbox, do="pid"))[0]["pid"] for _ in range(4)]
