@@ -12,7 +12,7 @@ import ssl
 import time
 import zlib
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -37,6 +37,7 @@ _KEEPALIVE_SECONDS = 30.0
 _UNPACKED_BYTES = 1 << 16
 _NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 _END_OF_STREAM = b"[DONE]"
+_REST_SECONDS = 0.05
 # What a response holds of its request, in place of the real one: that has the whole prompt, and a stream may last for minutes.
 _SENT = httpx.Request("POST", "http://sent")
 
@@ -130,6 +131,7 @@ class Transport:
                 async with aclosing(_read_events(response, endpoint, end)) as events:
                     async for data in events:
                         if data == _END_OF_STREAM:
+                            await _rest(events)
                             yield None
                             return
                         yield _parse(data, endpoint)
@@ -234,6 +236,14 @@ async def _read_events(response: httpx.Response, endpoint: Endpoint, end: float)
         if events:
             started = True
             due = min(end, loop.time() + endpoint.timeout_seconds)
+
+
+async def _rest(events: AsyncIterator[bytes]) -> None:
+    """Wait a moment for the body's own end behind the last event: only a connection that was read to it can be used again."""
+    with suppress(TimeoutError, httpx.HTTPError, ProviderError):
+        async with asyncio.timeout(_REST_SECONDS):
+            async for _ in events:
+                pass
 
 
 class EventParser:

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import traceback
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import httpx
@@ -153,6 +153,30 @@ async def test_a_connection_is_used_again_after_a_whole_answer(vendor: VendorSim
         await transport.post_json(endpoint(vendor), PLAIN)
         await stream(transport, endpoint(vendor))
     assert vendor.connections == 1
+
+
+async def test_a_connection_is_used_again_though_the_bodys_end_comes_behind_the_last_event(transport: Transport) -> None:
+    connections = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with suppress(asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().partition(b"content-length:")[2].split()[0])
+                await reader.readexactly(length)
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+                writer.write(b"e\r\ndata: [DONE]\n\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)  # as ASGI servers write it: a packet of its own
+                writer.write(b"0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        for _ in range(3):
+            assert await stream(transport, Endpoint("tiny@Acme", f"http://127.0.0.1:{port}/v1/chat/completions", "")) == [None]
+    assert connections == 1
 
 
 async def test_the_key_is_sent_and_cookies_are_not_kept(vendor: VendorSimulator, transport: Transport) -> None:
