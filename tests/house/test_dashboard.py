@@ -192,10 +192,32 @@ def test_the_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
 
 
+def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("promtool")
+    if program is None:
+        needs("promtool (Debian: prometheus)")
+    return subprocess.run([str(program), *arguments], cwd=ALERTS.parent, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("arguments", [("check", "rules", "alerts.yml"), ("check", "config", "prometheus.yml")])
 def test_prometheus_takes_the_files(arguments: tuple[str, ...]) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        needs("promtool (Debian: prometheus)")
-    ran = subprocess.run([str(promtool), *arguments], cwd=ALERTS.parent, capture_output=True, text=True)
+    ran = promtool(*arguments)
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(("leased", "stands"), [(0, True), (3, False)])
+def test_ingestion_by_processes_that_show_no_figures_does_not_count_as_standing(leased: int, stands: bool, tmp_path: Path) -> None:
+    series = [
+        {"series": f'millrace_ingest_backlog{{state="{state}"}}', "values": f"{count}x80"}
+        for state, count in (("waiting", 5), ("leased", leased))
+    ]
+    sample = {"eval_time": "70m", "expr": 'ALERTS{alertname="MillraceIngestionStands", alertstate="firing"}'}
+    labels = 'ALERTS{alertname="MillraceIngestionStands", alertstate="firing", severity="warning"}'
+    case = {
+        "interval": "1m",
+        "input_series": series,
+        "promql_expr_test": [sample | {"exp_samples": [{"labels": labels, "value": 1}] * stands}],
+    }
+    (tmp_path / "cases.yml").write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "tests": [case]}), "utf-8")
+    ran = promtool("test", "rules", str(tmp_path / "cases.yml"))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
