@@ -23,8 +23,8 @@ from rag.errors import InvalidArgument
 proxy = DatabaseProxy()
 
 
-# Of this process alone, like the node of a machine that has no network card (RFC 9562, 6.10): asking the system for each id costs a
-# hundred times as much.
+# Of this process alone, like the node of a machine that has no network card (RFC 9562, 6.10): asking the system for each id takes
+# seven times as long.
 _NODE, _CLOCK_SEQUENCE = secrets.randbits(48) | 1 << 40, secrets.randbits(14)
 _making_id = threading.Lock()
 
