@@ -122,14 +122,17 @@ def image_of(dataset_id: str, owner_id: str, encoded: str) -> Image:
     return Image(f"{dataset_id}-{owner_id}", base64.b64encode(raw).decode())
 
 
-async def follow(parts: Parts, before: DocumentRecord, after: DocumentRecord, *, dropped: bool) -> None:
-    """Bring the document's chunks in line with a change of the document; `dropped` ones are deleted."""
+async def follow(parts: Parts, after: DocumentRecord, *, named: bool, switched: bool, dropped: bool) -> None:
+    """Bring the document's chunks in line with a change of the document; `dropped` ones are deleted.
+
+    A name or a switch that was sent is followed also where the document had it before: an earlier call may have broken off in between.
+    """
     if dropped:
         await drop(parts, after.tenant_id, [after.id])
         return
-    if after.name != before.name:
+    if named:
         await _rename(parts, after)
-    if after.enabled != before.enabled:
+    if switched:
         await parts.session.write(_switch, parts.store, after)
 
 

@@ -267,7 +267,8 @@ async def _apply(document: DocumentRecord, change: schema.DocumentUpdate) -> Doc
     except Conflict as error:
         raise _duplicate_name() from error
     if changed is not None:
-        await chunk_edits.follow(parts(), document, changed, dropped=again)
+        named, switched = change.name is not None, change.enabled is not None
+        await chunk_edits.follow(parts(), changed, named=named, switched=switched, dropped=again)
     return changed
 
 

@@ -10,6 +10,7 @@ import pytest
 from api import chunk_edits
 from db.models import Task
 from db.services import document_service
+from rag.errors import Unavailable
 from rag.nlp.tokens import TokenCounter
 from rag.types import ChunkSelector
 from tests.api.conftest import Answer, CountedWords, Server
@@ -146,11 +147,10 @@ async def test_a_rename_keeps_the_edits_beside_it(api: Server, place: Place) -> 
 
 async def test_the_later_of_two_changes_of_a_document_wins_though_followed_first(api: Server, place: Place) -> None:
     change, session = document_service.update, api.parts.session
-    before = await session.read(document_service.get, api.tenant, place.document)
     first = await session.write(change, place.document, {"name": "1.txt", "enabled": False})
     second = await session.write(change, place.document, {"name": "2.txt", "enabled": True})
-    await chunk_edits.follow(api.parts, first, second, dropped=False)
-    await chunk_edits.follow(api.parts, before, first, dropped=False)
+    await chunk_edits.follow(api.parts, second, named=True, switched=True, dropped=False)
+    await chunk_edits.follow(api.parts, first, named=True, switched=True, dropped=False)
     chunks = api.parts.store.list(api.tenant, place.document)[1]
     assert {(chunk.document_name, chunk.available) for chunk in chunks} == {("2.txt", True)}
 
@@ -242,3 +242,23 @@ async def test_a_run_that_no_worker_began_leaves_nothing_to_sweep(api: Server, p
     await place.start()
     await place.stop()
     assert await api.parts.session.read(lambda: Task.select().count()) == 0
+
+
+@pytest.mark.parametrize(("change", "call"), [({"enabled": 0}, "set_available"), ({"name": "air.txt"}, "replace")])
+async def test_a_change_of_a_document_that_broke_off_is_made_whole_when_it_is_sent_again(api: Server, change, call) -> None:
+    """The row is changed before the chunks, which are in another store."""
+    dataset = await api.dataset()
+    document = await api.document(dataset)
+    await api.call("POST", f"/datasets/{dataset}/documents/{document}/chunks", {"content": "hello world"})
+    store: Any = api.parts.store
+    works = getattr(store, call)
+
+    def breaks_off(*_: object, **__: object) -> None:
+        raise Unavailable("the chunk store does not answer")
+
+    setattr(store, call, breaks_off)
+    assert (await api.call("PUT", f"/datasets/{dataset}/documents/{document}", change)).status == 503
+    setattr(store, call, works)
+    assert (await api.call("PUT", f"/datasets/{dataset}/documents/{document}", change)).status == 200
+    (chunk,) = store.list(api.tenant, document)[1]
+    assert (chunk.available, chunk.document_name) == ("enabled" not in change, change.get("name", "water.txt"))
