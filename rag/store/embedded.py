@@ -165,6 +165,7 @@ class EmbeddedStore:
         """As `rag.ports.ChunkStore.load`: one transaction an embedding space."""
         with self._tenant(tenant_id) as tenant:
             for seq in tenant.load(stored):
+                tenant.leader.progress.want(seq)  # indexing goes on beside: what gathers now would be waited for at the end
                 self._settle(tenant_id, tenant, seq, wait=False)
 
     def drop_tenant(self, tenant_id: str) -> None:
