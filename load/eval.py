@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from rag.ingest.context import embedding_text
+from rag.llm.bert_graph import BUILDER_VERSION
 from rag.llm.local import LocalEmbedder
 from rag.llm.model_directory import bundled_model_path, read_model_directory
 from rag.nlp.search import RetrievalRequest, async_retrieval
@@ -180,7 +181,8 @@ class KnownQuestions:
 async def cached_vectors(cache: Path, embedder: Embedder, texts: Sequence[str], *, questions: bool) -> np.ndarray:
     """The texts' vectors, float32 `[len(texts), dimension]`, from the cache where they were made before."""
     kind = "questions" if questions else "documents"
-    digest = blake2b("\0".join((embedder.space, kind, *texts)).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    named = "\0".join((embedder.space, str(BUILDER_VERSION), kind, *texts))
+    digest = blake2b(named.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     path = cache / f"{digest}.npy"
     if path.exists():
         return np.load(path)
