@@ -2,9 +2,8 @@
 
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import orjson
 import structlog
@@ -21,7 +20,7 @@ from rag.store.mapping import (
     has_present_layout,
     index_body,
     index_of,
-    unpacked,
+    kept,
     vector_field,
     vector_mapping,
 )
@@ -209,11 +208,15 @@ class Indexes:
         made: set[str] = set()
         count = 0
         for page in pages(self._cluster, old, {"match_all": {}}, _COPY_CHUNKS, fields=True):
-            items = list(self._items(page))
-            for space, dimension in _spaces(page):
-                if space not in made:
-                    self._add_field(new, vector_field(space), dimension)
+            items = []
+            for hit in page:
+                chunk, (space, vector) = chunk_from(hit["_source"]), kept(hit)
+                if vector is not None and space not in made:
+                    self._add_field(new, vector_field(space), len(vector))
                     made.add(space)
+                if self._analyse is not None:
+                    chunk = replace(chunk, terms=self._analyse(chunk))
+                items.append(Item(chunk.id, document(chunk, space, vector)))
             write(self._cluster, new, items, alias=False)
             count += len(items)
         self._cluster.ask("POST", f"/{new}/_refresh")
@@ -221,17 +224,3 @@ class Indexes:
         if stored != count:
             raise Unavailable(f"the copy of an index holds {stored} chunks, the index {count}")
         return count
-
-    def _items(self, page: Sequence[Mapping[str, Any]]) -> Iterator[Item]:
-        for hit in page:
-            chunk, packed = chunk_from(hit["_source"]), hit.get("fields", {}).get("packed")
-            if self._analyse is not None:
-                chunk = replace(chunk, terms=self._analyse(chunk))
-            vector = None if packed is None else unpacked(packed[0])
-            yield Item(chunk.id, document(chunk, hit["_source"].get("space", ""), vector))
-
-
-def _spaces(page: Iterable[Mapping[str, Any]]) -> set[tuple[str, int]]:
-    return {
-        (hit["_source"]["space"], len(unpacked(hit["fields"]["packed"][0]))) for hit in page if hit.get("fields", {}).get("packed")
-    }  # fmt: skip

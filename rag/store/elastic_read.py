@@ -48,17 +48,13 @@ def _close(cluster: Cluster, point: str) -> None:
 
 
 def read(
-    cluster: Cluster, index: str, chunk_ids: Sequence[str], *, source: bool = True, packed: bool = False, space: bool = False
+    cluster: Cluster, index: str, chunk_ids: Sequence[str], *, packed: bool = False, space: bool = False
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The stored documents by id, as they are now, whether searches see them yet or not. Missing ones are left out.
 
     With `packed` each has its vector in `fields`; `space` reads only this name of `_source`. Raises `Unavailable`.
     """
-    params = {"stored_fields": "packed"} if packed else {}
-    if space:
-        params["_source"] = "space"
-    else:
-        params["_source"] = str(source).lower()
+    params = {"_source": "space" if space else "true"} | ({"stored_fields": "packed"} if packed else {})
     found: dict[str, dict[str, Any]] = {}
     for start in range(0, len(chunk_ids), _AT_ONCE):
         body = orjson.dumps({"ids": list(dict.fromkeys(chunk_ids[start : start + _AT_ONCE]))})

@@ -20,9 +20,10 @@ from rag.store.elastic_index import Analyse, Indexes, Layout
 from rag.store.elastic_read import pages, read
 from rag.store.elastic_search import NOTHING, UnknownVectorField, search
 from rag.store.elastic_write import FieldMissing, Item, write
-from rag.store.mapping import MOST_HITS, chunk_from, document, unpacked
+from rag.store.mapping import MOST_HITS, chunk_from, document, kept, unpacked
 from rag.store.rows import stored_id
-from rag.store.vectors import unit_rows
+from rag.store.selection import EMPTY_SELECTOR, matcher
+from rag.store.vectors import checked_units
 from rag.types import Candidates, Chunk, ChunkSelector, SearchRequest, StoredChunk
 
 _PAGE_IDS, _PAGE_CHUNKS = 5000, 500
@@ -58,7 +59,7 @@ class ElasticStore:
             self._indexes.prepare(tenant_id, "", 0)
             self._put_keeping(tenant_id, wanted, wait=wait)
             return
-        units = _units(vectors, len(chunks))
+        units = checked_units(vectors, len(chunks))
         items = [Item(chunk_id, _document(chunks[row], space, units[row])) for chunk_id, row in latest.items()]
         self._write(tenant_id, items, space, units.shape[1], wait=wait)
 
@@ -69,7 +70,7 @@ class ElasticStore:
         self._check_open()
         if [chunk.id for chunk in before] != [chunk.id for chunk in after]:
             raise InvalidArgument("a chunk is replaced by one of another id")
-        units = None if vectors is None else _units(vectors, len(after))
+        units = None if vectors is None else checked_units(vectors, len(after))
         rows = {chunk.id: row for row, chunk in enumerate(after)}
         for chunk in after:
             document(chunk)
@@ -84,7 +85,7 @@ class ElasticStore:
                 return None
             if units is not None:
                 return Item(hit["_id"], _document(after[row], space, units[row]), _seen(hit))
-            return Item(hit["_id"], document(after[row], *_kept(hit)), _seen(hit))
+            return Item(hit["_id"], document(after[row], *kept(hit)), _seen(hit))
 
         hits = read(self._cluster, self._indexes.alias(tenant_id), list(rows), packed=units is None).values()
         done = {hit["_id"] for hit in self._change(tenant_id, hits, change, packed=units is None)}
@@ -101,14 +102,14 @@ class ElasticStore:
 
     def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
         """As `rag.ports.ChunkStore.set_available`. When it raises, some may be switched; it can be called again."""
-        query, selects = _query(selector), _matcher(selector)
+        query, selects = _query(selector), matcher(selector)
         selected = 0
 
         def change(hit: Hit) -> Item | None:
             chunk = chunk_from(hit["_source"])
             if not selects(chunk) or chunk.available == available:
                 return None
-            return Item(chunk.id, document(replace(chunk, available=available), *_kept(hit)), _seen(hit))
+            return Item(chunk.id, document(replace(chunk, available=available), *kept(hit)), _seen(hit))
 
         for page in self._pages(tenant_id, query, _PAGE_CHUNKS, fields=True):
             selected += len(page)
@@ -214,7 +215,7 @@ class ElasticStore:
         """As `rag.ports.ChunkStore.scan`, of one moment."""
         query = {"range": {"id": {"gt": stored_id(after)}}} if after else {"match_all": {}}
         for page in self._pages(tenant_id, query, size, fields=True):
-            yield [StoredChunk(chunk_from(hit["_source"]), *_kept(hit)) for hit in page]
+            yield [StoredChunk(chunk_from(hit["_source"]), *kept(hit)) for hit in page]
 
     def count(self, tenant_id: str, selector: ChunkSelector) -> int:
         """As `rag.ports.ChunkStore.count`."""
@@ -306,7 +307,7 @@ class ElasticStore:
                 if hit is None:
                     items.append(Item(chunk_id, document(chunks[chunk_id]), create=True))
                 else:
-                    items.append(Item(chunk_id, document(chunks[chunk_id], *_kept(hit)), _seen(hit)))
+                    items.append(Item(chunk_id, document(chunks[chunk_id], *kept(hit)), _seen(hit)))
             done = self._write_conditionally(tenant_id, items)
             waiting = [chunk_id for chunk_id, written in zip(waiting, done, strict=True) if not written]
             if not waiting:
@@ -343,7 +344,7 @@ class ElasticStore:
 
     def _remove(self, tenant_id: str, selector: ChunkSelector, *, source: bool) -> Iterator[Hit]:
         """Delete the selected chunks and yield each that this call deleted; at the end searches find them no more."""
-        query, selects = _query(selector), _matcher(selector)
+        query, selects = _query(selector), matcher(selector)
         removed = False
 
         def change(hit: Hit) -> Item | None:
@@ -367,23 +368,8 @@ class ElasticStore:
             yield from pages(self._cluster, self._indexes.alias(tenant_id), query, size, **what)
 
 
-def _units(vectors: np.ndarray, count: int) -> np.ndarray:
-    """Unit rows float16; a row of NaN for a vector of zeros. Raises `InvalidArgument`."""
-    if vectors.ndim != 2 or len(vectors) != count:
-        raise InvalidArgument(f"{count} chunks came with vectors of shape {vectors.shape}")
-    if not np.isfinite(vectors).all():
-        raise InvalidArgument("a vector holds values that are not finite")
-    return unit_rows(vectors)
-
-
 def _document(chunk: Chunk, space: str, unit: np.ndarray) -> bytes:
     return document(chunk) if np.isnan(unit).any() else document(chunk, space, unit)
-
-
-def _kept(hit: Hit) -> tuple[str, np.ndarray | None]:
-    """The space and the unit vector of a stored chunk."""
-    packed = hit.get("fields", {}).get("packed")
-    return (hit["_source"]["space"], unpacked(packed[0])) if packed else ("", None)
 
 
 def _seen(hit: Hit) -> tuple[int, int]:
@@ -411,22 +397,5 @@ def _filters(selector: ChunkSelector) -> list[dict[str, Any]]:
     if selector.versions_below is not None:
         filters.append({"range": {"version": {"gte": 1, "lt": selector.versions_below}}})
     if not filters:
-        raise InvalidArgument("a chunk selector needs at least one condition")
+        raise InvalidArgument(EMPTY_SELECTOR)
     return filters
-
-
-def _matcher(selector: ChunkSelector) -> Callable[[Chunk], bool]:
-    """Tells of a chunk whether it is selected, as `_filters` do."""
-    datasets, documents, chunks = (
-        None if ids is None else frozenset(ids) for ids in (selector.dataset_ids, selector.document_ids, selector.chunk_ids)
-    )
-
-    def selects(chunk: Chunk) -> bool:
-        return (
-            (datasets is None or chunk.dataset_id in datasets)
-            and (documents is None or chunk.document_id in documents)
-            and (chunks is None or chunk.id in chunks)
-            and (selector.versions_below is None or 1 <= chunk.version < selector.versions_below)
-        )
-
-    return selects

@@ -1,7 +1,6 @@
 """The embedded chunk store: one folder a tenant, SQLite as the only truth, tantivy for text, flat float16 files for vectors."""
 
 import builtins
-import re
 import shutil
 import threading
 import uuid
@@ -13,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from rag.errors import InvalidArgument, Unavailable
+from rag.errors import Unavailable
 from rag.store.leader import Analyse
 from rag.store.record_check import RecordCheck
 from rag.store.record_file import reason
+from rag.store.rows import check_tenant_id
 from rag.store.selection import where
 from rag.store.tenant import Tenant
-from rag.types import ID_PATTERN, Candidates, Chunk, ChunkSelector, SearchRequest, StoredChunk
+from rag.types import Candidates, Chunk, ChunkSelector, SearchRequest, StoredChunk
 
 _log = structlog.get_logger("millrace.store")
-_TENANT_ID = re.compile(ID_PATTERN)
 _TURN_SECONDS = 0.02
 _CLOSE_SECONDS = 10.0
 _NO_NUMBERS, _NO_SCORES = np.empty(0, np.int32), np.empty(0, np.float32)
@@ -170,7 +169,7 @@ class EmbeddedStore:
 
     def drop_tenant(self, tenant_id: str) -> None:
         """As `rag.ports.ChunkStore.drop_tenant`. Calls under way for the tenant are waited for."""
-        _check_tenant_id(tenant_id)
+        check_tenant_id(tenant_id)
         with self._opening:
             self._retire_and_wait(tenant_id)
             folder = self._folder / tenant_id
@@ -239,7 +238,7 @@ class EmbeddedStore:
         tenant = self._take_open(tenant_id)
         if tenant is not None:
             return tenant
-        _check_tenant_id(tenant_id)
+        check_tenant_id(tenant_id)
         with self._opening:
             tenant = self._take_open(tenant_id)
             if tenant is not None:
@@ -260,7 +259,7 @@ class EmbeddedStore:
 
         Raises `InvalidArgument` for what a tenant that is there would refuse.
         """
-        _check_tenant_id(tenant_id)
+        check_tenant_id(tenant_id)
         if selector is not None:
             where(selector)
         return not self._closed and tenant_id not in self._open and not (self._folder / tenant_id).exists()
@@ -360,9 +359,3 @@ class EmbeddedStore:
         if more:
             with self._state:
                 self._busy.add(tenant_id)
-
-
-def _check_tenant_id(tenant_id: str) -> None:
-    """A tenant id becomes a folder's name."""
-    if not _TENANT_ID.fullmatch(tenant_id):
-        raise InvalidArgument("a tenant id must be 32 lower-case hex digits")

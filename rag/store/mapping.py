@@ -1,7 +1,7 @@
 """How a chunk lies in an Elasticsearch index: names, settings, fields, and the way there and back. Pure: no client, no network.
 
 Each tenant has one index behind one alias. The index's name carries the version of this layout and of the analysis that made
-the terms; an index of another version is copied into a new one (rag/store/elastic_upgrade.py).
+the terms; an index of another version is copied into a new one (rag/store/elastic_index.py).
 
 A chunk's fields are in `_source`, except its vector. That is kept twice: as the index needs it, under a field of its embedding
 space (`vector_field`), and packed as unit float16 in a stored field, to be read again without decoding hundreds of numbers with
@@ -9,7 +9,6 @@ every chunk. An index field has one dimension for ever, so a space that changes 
 """
 
 import base64
-import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
@@ -17,9 +16,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from rag.errors import InvalidArgument
-from rag.store.rows import ABSENT, body_of, chunk_of, indexed_text, stored_id
-from rag.types import ID_PATTERN, Chunk
+from rag.store.rows import ABSENT, body_of, check_tenant_id, chunk_of, indexed_text, stored_id
+from rag.types import Chunk
 
 VERSION = 1
 TERM_FIELDS = ("title", "content", "keywords", "questions")
@@ -30,7 +28,6 @@ MOST_HITS = 1_000_000
 MOST_NEIGHBOURS = 10_000  # of one nearest neighbour search; not to be raised
 VECTOR_KINDS = ("flat", "hnsw", "int8_hnsw")
 
-_TENANT_ID = re.compile(ID_PATTERN)
 _TERMS = {"type": "text", "analyzer": "whitespace", "index_options": "freqs"}
 _KEPT_ONLY = {"type": "keyword", "index": False, "doc_values": False}
 _FIELDS: Mapping[str, Any] = {
@@ -50,8 +47,7 @@ _FIELDS: Mapping[str, Any] = {
 
 def alias_of(prefix: str, tenant_id: str) -> str:
     """The name under which a tenant's index is used. Raises `InvalidArgument` for what is no tenant id."""
-    if not _TENANT_ID.fullmatch(tenant_id):
-        raise InvalidArgument("a tenant id must be 32 lower-case hex digits")
+    check_tenant_id(tenant_id)
     return f"{prefix}{tenant_id}"
 
 
@@ -132,3 +128,9 @@ def chunk_from(source: Mapping[str, Any]) -> Chunk:
 def unpacked(packed: str) -> np.ndarray:
     """The unit vector float16 of a stored field `packed`."""
     return np.frombuffer(base64.b64decode(packed), np.float16)
+
+
+def kept(hit: Mapping[str, Any]) -> tuple[str, np.ndarray | None]:
+    """The space and the unit vector float16 of a hit that was read with its field `packed`; "" and None without one."""
+    packed = hit.get("fields", {}).get("packed")
+    return (hit["_source"]["space"], unpacked(packed[0])) if packed else ("", None)

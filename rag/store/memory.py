@@ -11,7 +11,8 @@ import numpy as np
 
 from rag.errors import InvalidArgument
 from rag.store.rows import body_of, indexed_text, stored_id
-from rag.store.vectors import unit_rows
+from rag.store.selection import matcher
+from rag.store.vectors import checked_units
 from rag.types import Candidates, Chunk, ChunkSelector, SearchRequest, StoredChunk
 
 _FIELDS = ("title", "content", "keywords", "questions")
@@ -35,14 +36,10 @@ class MemoryStore:
 
     def put(self, tenant_id: str, chunks: Sequence[Chunk], vectors: np.ndarray | None, space: str, *, wait: bool = True) -> None:
         """As `rag.ports.ChunkStore.put`."""
-        if vectors is not None and (vectors.ndim != 2 or len(vectors) != len(chunks)):
-            raise InvalidArgument(f"{len(chunks)} chunks came with vectors of shape {vectors.shape}")
-        if vectors is not None and not np.isfinite(vectors).all():
-            raise InvalidArgument("a vector holds values that are not finite")
+        units = None if vectors is None else checked_units(vectors, len(chunks)).astype(np.float32)
         for chunk in chunks:
             stored_id(chunk.id)
             body_of(chunk)
-        units = None if vectors is None else unit_rows(vectors).astype(np.float32)
         with self._lock:
             entries = self._tenants.setdefault(tenant_id, {})
             if units is not None:
@@ -180,26 +177,14 @@ class MemoryStore:
         """As `rag.ports.ChunkStore.close`."""
 
     def _selected(self, tenant_id: str, selector: ChunkSelector) -> builtins.list[_Entry]:
-        sets = [_set(selector.dataset_ids), _set(selector.document_ids), _set(selector.chunk_ids)]
-        if all(ids is None for ids in sets) and selector.versions_below is None:
-            raise InvalidArgument("a chunk selector needs at least one condition")
+        selects = matcher(selector)
         for chunk_id in selector.chunk_ids or ():
             stored_id(chunk_id)
-        return [
-            entry
-            for entry in self._tenants.get(tenant_id, {}).values()
-            for chunk in (entry.chunk,)
-            if all(ids is None or id_ in ids for ids, id_ in zip(sets, (chunk.dataset_id, chunk.document_id, chunk.id), strict=True))
-            and (selector.versions_below is None or 1 <= chunk.version < selector.versions_below)
-        ]
+        return [entry for entry in self._tenants.get(tenant_id, {}).values() if selects(entry.chunk)]
 
 
 def _tuple(ids: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if ids is None else tuple(ids)
-
-
-def _set(ids: Sequence[str] | None) -> frozenset[str] | None:
-    return None if ids is None else frozenset(ids)
 
 
 def _check_dimension(entries: dict[str, _Entry], space: str, dimension: int) -> None:

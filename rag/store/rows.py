@@ -7,13 +7,20 @@ from typing import Any
 import orjson
 
 from rag.errors import InvalidArgument
-from rag.types import Chunk, ChunkTerms
+from rag.types import ID_PATTERN, Chunk, ChunkTerms
 
 # What text indexes keep for a field without terms. Engines count a field's average length over all chunks, or over those that
 # have the field; with a term in each the two are one, and so are the scores of all stores. No analysed term holds this character.
 ABSENT = "\x00\x00"
 _ID = re.compile(r"[0-9a-f]{16}")
+_TENANT_ID = re.compile(ID_PATTERN)
 _HALF = 1 << 63
+
+
+def check_tenant_id(tenant_id: str) -> None:
+    """A tenant id becomes the name of a folder, or of an index. Raises `InvalidArgument`."""
+    if not _TENANT_ID.fullmatch(tenant_id):
+        raise InvalidArgument("a tenant id must be 32 lower-case hex digits")
 
 
 def stored_id(chunk_id: str) -> int:

@@ -1,15 +1,16 @@
-"""Chunk selectors as SQL over the record's tables."""
+"""Chunk selectors: as SQL over the record's tables, and as a test of a chunk."""
 
 # ruff: noqa: S608 - the statements are pieced together from constants of this module; every value is bound
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import orjson
 
 from rag.errors import InvalidArgument
 from rag.store.rows import stored_id
-from rag.types import ChunkSelector
+from rag.types import Chunk, ChunkSelector
 
+EMPTY_SELECTOR = "a chunk selector needs at least one condition"
 IN = "IN (SELECT value FROM json_each(?))"
 """Follows a column; its parameter is `json_list` of the values."""
 
@@ -31,7 +32,7 @@ def where(selector: ChunkSelector) -> str:
     if selector.versions_below is not None:
         conditions.append("version >= 1 AND version < ?")
     if not conditions:
-        raise InvalidArgument("a chunk selector needs at least one condition")
+        raise InvalidArgument(EMPTY_SELECTOR)
     return " WHERE " + " AND ".join(conditions)
 
 
@@ -43,3 +44,22 @@ def values_of(selector: ChunkSelector) -> list[str | int]:
     if selector.versions_below is not None:
         values.append(selector.versions_below)
     return values
+
+
+def matcher(selector: ChunkSelector) -> Callable[[Chunk], bool]:
+    """Tells of a chunk whether it is selected. Raises `InvalidArgument` for a selector of all."""
+    datasets, documents, chunks = (
+        None if ids is None else frozenset(ids) for ids in (selector.dataset_ids, selector.document_ids, selector.chunk_ids)
+    )
+    if datasets is documents is chunks is selector.versions_below is None:
+        raise InvalidArgument(EMPTY_SELECTOR)
+
+    def selects(chunk: Chunk) -> bool:
+        return (
+            (datasets is None or chunk.dataset_id in datasets)
+            and (documents is None or chunk.document_id in documents)
+            and (chunks is None or chunk.id in chunks)
+            and (selector.versions_below is None or 1 <= chunk.version < selector.versions_below)
+        )
+
+    return selects

@@ -12,7 +12,7 @@ from rag.store.leader import Analyse, Leader
 from rag.store.record import Record
 from rag.store.search import search
 from rag.store.text import TextIndex, TextSearcher
-from rag.store.vectors import VectorFiles, unit_rows
+from rag.store.vectors import VectorFiles, checked_units
 from rag.types import Candidates, Chunk, SearchRequest, StoredChunk
 
 RECORD_NAME = "chunks.sqlite3"
@@ -152,10 +152,4 @@ class Tenant:
 
 
 def _units(count: int, vectors: np.ndarray | None) -> np.ndarray | None:
-    if vectors is None:
-        return None
-    if vectors.ndim != 2 or len(vectors) != count:
-        raise InvalidArgument(f"{count} chunks came with vectors of shape {vectors.shape}")
-    if not np.isfinite(vectors).all():
-        raise InvalidArgument("a vector holds values that are not finite")
-    return unit_rows(vectors)
+    return None if vectors is None else checked_units(vectors, count)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rag.errors import Corrupt
+from rag.errors import Corrupt, InvalidArgument
 
 _HEADER_BYTES = 64
 _MAGIC = b"MRVEC\x00\x01\x00"
@@ -122,6 +122,15 @@ class VectorFiles:
         if checked <= part.slots:
             self._maps[part.number] = (part.generation, inode, matrix)
         return matrix
+
+
+def checked_units(vectors: np.ndarray, count: int) -> np.ndarray:
+    """`unit_rows` of one vector for each of `count` chunks. Raises `InvalidArgument`."""
+    if vectors.ndim != 2 or len(vectors) != count:
+        raise InvalidArgument(f"{count} chunks came with vectors of shape {vectors.shape}")
+    if not np.isfinite(vectors).all():
+        raise InvalidArgument("a vector holds values that are not finite")
+    return unit_rows(vectors)
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
