@@ -215,7 +215,7 @@ async def test_a_hundred_parallel_starts_keep_the_counters_right(api: Server) ->
     dataset = await api.dataset()
     documents = [item["id"] for item in (await api.upload(dataset, *((f"{n}.txt", b"a b\nc d") for n in range(100)))).data]
     answers = await asyncio.gather(*(start(api, dataset, document) for document in documents))
-    assert all(answer.body == {"code": 0} for answer in answers)
+    assert [answer.body for answer in answers if answer.body != {"code": 0}] == []
     await asyncio.gather(*(api.work() for _ in range(4)))
     counts = (await api.call("GET", f"/datasets/{dataset}")).data
     assert (counts["document_count"], counts["chunk_count"], counts["token_num"]) == (100, 200, 400)
