@@ -4,6 +4,7 @@ A lease counts by the clock of the database (`shared_now_ms`), whatever the cloc
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from peewee import Expression
 
@@ -140,17 +141,16 @@ def _both(task: IngestTask, worker: str) -> tuple[Document | None, Task | None]:
 
 
 def _task(row: Task, document: Document | None) -> IngestTask:
-    base = IngestTask(
+    task = IngestTask(
         row.id, row.kind, row.tenant_id, row.dataset_id, row.document_id, blob_key=row.blob_key, version=row.version, attempt=row.attempt
     )
     if document is None:
-        return base
+        return task
     dataset = Dataset.get_or_none(Dataset.id == document.dataset_id)
-    return IngestTask(
-        row.id, row.kind, row.tenant_id, row.dataset_id, row.document_id,
-        document_name=document.name, blob_key=document.location, size=document.size, chunk_method=document.chunk_method,
+    return replace(
+        task, document_name=document.name, blob_key=document.location, size=document.size, chunk_method=document.chunk_method,
         parser_config=document.parser_config, embedding_model="" if dataset is None else dataset.embedding_model,
-        version=row.version, attempt=row.attempt, available=document.enabled,
+        available=document.enabled,
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def start(document_ids: Sequence[str]) -> list[Started]:
             run="RUNNING", progress=0.0, progress_msg="", process_begin_at=now, process_duration=0.0,
             version=version, update_time=now,
         ).where(Document.id == document.id).execute()  # fmt: skip
-        _put_parse(document, version, now + HOLD_MS)
+        _put("parse", document, now + HOLD_MS, version=version, blob_key=document.location)
         started.append(Started(document.id, version, first))
     return started
 
@@ -90,7 +90,7 @@ def restart(document: Document) -> None:
     by_hand = document.chunk_count, max(0, document.token_count)  # all that a run under way has counted so far
     set_counts(document, *(by_hand if document.run == "RUNNING" else (0, 0)))
     Document.update(run="RUNNING", version=document.version + 1, progress=0.0).where(Document.id == document.id).execute()
-    _put_parse(document, document.version + 1, shared_now_ms())
+    _put("parse", document, shared_now_ms(), version=document.version + 1, blob_key=document.location)
 
 
 def stop(document_ids: Sequence[str]) -> None:
@@ -100,7 +100,7 @@ def stop(document_ids: Sequence[str]) -> None:
         if parsing is not None:
             parsing.delete_instance()
         if parsing is not None and (parsing.attempt > 0 or parsing.lease_until > 0):  # a worker had it, or gave it back
-            _put_sweep(document, max(parsing.lease_until, shared_now_ms()) + LATE_WRITES_MS)
+            _put("sweep", document, max(parsing.lease_until, shared_now_ms()) + LATE_WRITES_MS, version=document.version)
         set_counts(document, 0, 0)
         tell(document, STOPPED, progress=0.0, run="CANCEL")
 
@@ -166,19 +166,12 @@ def _leases(document_ids: Sequence[str]) -> dict[str, int]:
     return {row.document_id: row.lease_until if row.kind == "parse" else row.due_at - LATE_WRITES_MS for row in rows}
 
 
-def _put_parse(document: Document, version: int, due_at: int) -> None:
-    Task.delete().where(Task.kind == "parse", Task.document_id == document.id).execute()
+def _put(kind: str, document: Document, due_at: int, *, version: int, blob_key: str = "") -> None:
+    """Write the document's task of this kind, in the place of the one before."""
+    Task.delete().where(Task.kind == kind, Task.document_id == document.id).execute()
     Task.create(
-        kind="parse", tenant_id=document.tenant_id, dataset_id=document.dataset_id, document_id=document.id,
-        blob_key=document.location, version=version, due_at=due_at,
-    )  # fmt: skip
-
-
-def _put_sweep(document: Document, due_at: int) -> None:
-    Task.delete().where(Task.kind == "sweep", Task.document_id == document.id).execute()
-    Task.create(
-        kind="sweep", tenant_id=document.tenant_id, dataset_id=document.dataset_id, document_id=document.id,
-        version=document.version, due_at=due_at,
+        kind=kind, tenant_id=document.tenant_id, dataset_id=document.dataset_id, document_id=document.id,
+        blob_key=blob_key, version=version, due_at=due_at,
     )  # fmt: skip
 
 
