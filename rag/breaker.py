@@ -9,7 +9,7 @@ from collections import deque
 from types import TracebackType
 from typing import Literal, Self
 
-from rag.errors import MillraceError, Unavailable
+from rag.errors import MillraceError, NotFound, Unavailable
 from rag.ports import Clock
 
 State = Literal["closed", "open", "half_open"]
@@ -20,6 +20,10 @@ _MOST_DOUBLINGS = 16
 
 class CircuitOpen(Unavailable):
     """The part failed too often and is not asked now. Nothing was sent."""
+
+
+class Unanswered(Unavailable):
+    """A service did not answer, or could not be reached: what its `ServiceBreaker` counts."""
 
 
 class Breaker:
@@ -148,6 +152,16 @@ class Breaker:
         self._era += 1
         self._probing = False
         self._ended.clear()
+
+
+class ServiceBreaker(Breaker):
+    """Counts that a service does not answer. One that refuses us, or has not got what was asked for, has answered."""
+
+    def is_failure(self, error: BaseException) -> bool:
+        return isinstance(error, Unanswered)
+
+    def is_answer(self, error: BaseException) -> bool:
+        return isinstance(error, NotFound | Unavailable) and not isinstance(error, Unanswered)
 
 
 class Watch:

@@ -8,10 +8,11 @@ from typing import Any
 
 import obstore
 
+from rag.breaker import Unanswered
 from rag.deadline import seconds_left
 from rag.errors import Unavailable
 from rag.store.blob_sum import Sum
-from rag.store.blobs_s3_wire import MARK, Bucket, Unanswered
+from rag.store.blobs_s3_wire import MARK, Bucket
 
 PART_BYTES = 8 << 20
 # beside the one that is filled. One, so that asking for more of the file means that no part is under way

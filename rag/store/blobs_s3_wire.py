@@ -6,7 +6,7 @@ from typing import TypeVar
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import S3Store
 
-from rag.breaker import Breaker
+from rag.breaker import ServiceBreaker, Unanswered
 from rag.errors import NotFound, Unavailable
 from rag.store.blob_sum import DIGEST_BYTES
 
@@ -18,26 +18,12 @@ TRAILER_BYTES = len(MARK) + DIGEST_BYTES
 LONGEST_REST_SECONDS = 10.0
 
 
-class Unanswered(Unavailable):
-    """The service did not answer, or could not be reached: what the breaker counts."""
-
-
-class BucketBreaker(Breaker):
-    """Counts the failures of the service; one that refuses us has answered."""
-
-    def is_failure(self, error: BaseException) -> bool:
-        return isinstance(error, Unanswered)
-
-    def is_answer(self, error: BaseException) -> bool:
-        return isinstance(error, NotFound) or (isinstance(error, Unavailable) and not isinstance(error, Unanswered))
-
-
 class Bucket:
     """A bucket that is left alone for a while when its service keeps failing. `store` is the library's."""
 
     def __init__(self, store: S3Store) -> None:
         self.store = store
-        self.breaker = BucketBreaker("the blob store", longest_rest_seconds=LONGEST_REST_SECONDS)
+        self.breaker = ServiceBreaker("the blob store", longest_rest_seconds=LONGEST_REST_SECONDS)
 
     def ask(self, request: Callable[[], T]) -> T:
         """The request's answer. Raises `NotFound` for an unknown key, `Unavailable` in our own words for everything else."""

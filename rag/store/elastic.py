@@ -18,7 +18,7 @@ import orjson
 from elastic_transport import ConnectionTimeout, OrjsonSerializer, TransportError
 from elasticsearch import Elasticsearch
 
-from rag.breaker import Breaker
+from rag.breaker import ServiceBreaker, Unanswered
 from rag.deadline import seconds_left
 from rag.errors import DeadlineExceeded, SettingsError, Unavailable
 from rag.store.elastic_node import Node
@@ -35,20 +35,6 @@ _BETWEEN_HITS = (b']},{"sort":[', b",")
 
 FULL_DISK = "cluster_block_exception"
 NO_INDEX = "index_not_found_exception"
-
-
-class Unreachable(Unavailable):
-    """The cluster did not answer, or could not be reached: what the breaker counts."""
-
-
-class ClusterBreaker(Breaker):
-    """Counts the failures of the cluster, not those of one index or one request."""
-
-    def is_failure(self, error: BaseException) -> bool:
-        return isinstance(error, Unreachable)
-
-    def is_answer(self, error: BaseException) -> bool:
-        return isinstance(error, Unavailable) and not isinstance(error, Unreachable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +100,7 @@ class Cluster:
             raise SettingsError(f"elasticsearch_hosts or elasticsearch_ca_file: {exc}") from None
         self._client, self._transport = client, client.transport
         self._more_hosts = len(list(hosts)) - 1
-        self.breaker = ClusterBreaker("elasticsearch")
+        self.breaker = ServiceBreaker("elasticsearch")
 
     def close(self) -> None:
         """Close the connections."""
@@ -155,14 +141,14 @@ class Cluster:
                 method, target, body=body, headers=headers, request_timeout=seconds, max_retries=retries
             )
         except ConnectionTimeout as exc:
-            told = Unreachable if seconds >= _TELLING_SECONDS else Unavailable
+            told = Unanswered if seconds >= _TELLING_SECONDS else Unavailable
             raise told("elasticsearch gave no answer in time") from exc
         except TransportError as exc:
-            raise Unreachable("elasticsearch cannot be reached, or does not answer as elasticsearch does") from exc
+            raise Unanswered("elasticsearch cannot be reached, or does not answer as elasticsearch does") from exc
         if 200 <= meta.status < 300 and meta.headers.get("x-elastic-product") != "Elasticsearch":
-            raise Unreachable("what answers at elasticsearch_hosts is not elasticsearch")
+            raise Unanswered("what answers at elasticsearch_hosts is not elasticsearch")
         if meta.status in (502, 504) or (meta.status == 503 and not isinstance(answer, dict)):
-            raise Unreachable("elasticsearch cannot be reached behind its proxy")
+            raise Unanswered("elasticsearch cannot be reached behind its proxy")
         return Reply(meta.status, answer)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import orjson
 
+from rag.breaker import Unanswered
 from rag.errors import InvalidArgument, Unavailable
-from rag.store.elastic import Cluster, Unreachable
+from rag.store.elastic import Cluster
 from rag.store.elastic_index import Analyse, Indexes, Layout
 from rag.store.elastic_read import pages, read
 from rag.store.elastic_search import NOTHING, UnknownVectorField, search
@@ -244,7 +245,7 @@ class ElasticStore:
             blocks = self._cluster.probe(
                 f"/{pattern}/_settings/index.blocks.*?flat_settings=true&filter_path=*.settings,error.type", _PROBE_SECONDS
             )
-        except Unreachable as exc:
+        except Unanswered as exc:
             return report | {"status": "red", "error": str(exc)}
         status = cluster.body.get("status") if isinstance(cluster.body, dict) else None
         if status is None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from rag.breaker import Breaker, CircuitOpen
+from rag.breaker import Breaker, CircuitOpen, ServiceBreaker, Unanswered
 from rag.errors import InvalidArgument, MillraceError, NotFound, Overloaded, Unavailable
 
 
@@ -43,6 +43,19 @@ def test_other_errors_are_no_failure_of_a_part(error: MillraceError) -> None:
     breaker = Breaker("the store", min_calls=1)
     for _ in range(9):
         call(breaker, error)
+    assert breaker.state == "closed"
+
+
+@pytest.mark.parametrize("error", [NotFound("no such key"), Unavailable("it refuses our credentials")], ids=repr)
+def test_a_service_that_refuses_has_answered(error: MillraceError) -> None:
+    clock = Clock()
+    breaker = ServiceBreaker("the service", min_calls=1, rest_seconds=1.0, clock=clock)
+    call(breaker, error)
+    assert breaker.state == "closed"
+    call(breaker, Unanswered("it does not answer"))
+    assert breaker.state == "open"
+    clock.now = 2.0
+    call(breaker, error)
     assert breaker.state == "closed"
 
 
