@@ -1,15 +1,15 @@
 """Chunks from one store to another, with their vectors as they are; and a comparison of both, chunk by chunk."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from itertools import islice
 
 import orjson
 
 from api.migrate.patience import patiently
+from api.migrate.pipeline import in_order
 from rag.errors import MillraceError
 from rag.ports import ChunkStore
 from rag.store.rows import body_of
@@ -17,7 +17,6 @@ from rag.types import ChunkSelector, StoredChunk
 
 PAGE_CHUNKS = 500
 LOADERS = 3
-PAGES_AT_ONCE = 2 * LOADERS  # in memory, read or being written
 ROUNDS = 3  # of comparing and mending
 _DIGEST_BYTES = 16
 
@@ -41,26 +40,9 @@ def copy(
     `copied(chunk_id, count)` is told in order: everything up to this id is durable in the target, so many more than before.
     Reading and writing go on at the same time, a bounded number of pages between them.
     """
-    under_way: deque[tuple[str, int, Future[None]]] = deque()
-
-    def settle() -> None:
-        last, count, future = under_way.popleft()
-        future.result()
-        copied(last, count)
-
-    with ThreadPoolExecutor(LOADERS, "millrace-load") as pool:
-        try:
-            for number, items in enumerate(pages(source, tenant_id, after, page)):
-                load = partial(patiently, partial(target.load, tenant_id, items))
-                under_way.append((items[-1].chunk.id, len(items), pool.submit(load)))
-                # the first one by itself: it makes the tenant's index
-                if number == 0 or len(under_way) >= PAGES_AT_ONCE:
-                    settle()
-            while under_way:
-                settle()
-        finally:
-            for _, _, future in under_way:
-                future.cancel()
+    waiting = pages(source, tenant_id, after, page)
+    for some in (islice(waiting, 1), waiting):  # the first page by itself: it makes the tenant's index
+        in_order(some, partial(target.load, tenant_id), lambda items: copied(items[-1].chunk.id, len(items)), threads=LOADERS)
 
 
 def pages(store: ChunkStore, tenant_id: str, after: str = "", size: int = PAGE_CHUNKS) -> Iterator[Sequence[StoredChunk]]:

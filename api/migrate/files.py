@@ -1,11 +1,10 @@
 """Uploaded files from one blob store to another, and a comparison of both, byte by byte."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from api.migrate.patience import patiently
+from api.migrate.pipeline import in_order
 from rag.errors import Damaged, MillraceError, NotFound
 from rag.ports import BlobStore
 from rag.store.blob_sum import Sum
@@ -19,24 +18,7 @@ Documents = Iterator[tuple[str, str]]
 
 def copy(source: BlobStore, target: BlobStore, documents: Documents, copied: Callable[[str], None]) -> None:
     """Copy each document's file. `copied(document_id)` is told in order, of what is durable. What the source has lost is left out."""
-    under_way: deque[tuple[str, Future[None]]] = deque()
-
-    def settle() -> None:
-        document_id, future = under_way.popleft()
-        future.result()
-        copied(document_id)
-
-    with ThreadPoolExecutor(AT_ONCE, "millrace-copy") as pool:
-        try:
-            for document_id, key in documents:
-                under_way.append((document_id, pool.submit(patiently, partial(_copy_one, source, target, key))))
-                if len(under_way) >= 2 * AT_ONCE:
-                    settle()
-            while under_way:
-                settle()
-        finally:
-            for _, future in under_way:
-                future.cancel()
+    in_order(documents, lambda document: _copy_one(source, target, document[1]), lambda document: copied(document[0]), threads=AT_ONCE)
 
 
 def _copy_one(source: BlobStore, target: BlobStore, key: str) -> None:
