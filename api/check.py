@@ -24,6 +24,7 @@ from api.versions import Version
 from db.services import system_service
 from rag.errors import MillraceError, ProviderRefused, SettingsError
 from rag.llm.registry import ModelSpec
+from rag.ports import PROBES
 from rag.settings import Settings
 from rag.types import ChatMessage, ChatOptions
 
@@ -57,7 +58,7 @@ async def check(settings: Settings, environ: Mapping[str, str], *, files: bool =
     `files` compares all stored files with all documents, too; `repair` does that and removes the files that nobody owns.
     """
     findings = [_version(), _sqlite(), _open_files(), await asyncio.to_thread(_port, settings)]
-    findings += _model_keys(settings, environ) + unused(settings)
+    findings += _model_keys(settings, environ)
     try:
         findings.append(_space(settings))
         findings += _permissions(settings)
@@ -144,14 +145,6 @@ def _model_keys(settings: Settings, environ: Mapping[str, str]) -> list[Finding]
     return findings
 
 
-def unused(settings: Settings) -> list[Finding]:
-    """Addresses that are given and, by another setting, not used: nothing fails, and the data is elsewhere than somebody thinks."""
-    if settings.store != "embedded" or "elasticsearch_hosts" not in settings.model_fields_set:
-        return []
-    remedy = "set MILLRACE_STORE=elasticsearch, or leave MILLRACE_ELASTICSEARCH_HOSTS out"
-    return [Finding("elasticsearch", "its addresses are set, and chunks are kept in the data directory", remedy)]
-
-
 async def _running_parts(settings: Settings, environ: Mapping[str, str], *, files: bool, repair: bool) -> list[Finding]:
     keys = {model.api_key_env: environ.get(model.api_key_env, "") for model in settings.models if model.api_key_env}
     # nothing is ingested: a server may be running on the same data directory
@@ -213,7 +206,7 @@ async def _clock(parts: Parts) -> Finding:
 
 async def _files(parts: Parts, *, repair: bool) -> list[Finding]:
     strays = await orphans.find(parts)
-    nobodys = [key for key in strays.files if not key.startswith(orphans.PROBES)]
+    nobodys = [key for key in strays.files if not key.startswith(PROBES)]
     if repair:
         await orphans.remove(parts, strays.files)
     if nobodys and repair:

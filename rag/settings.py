@@ -191,12 +191,31 @@ class Settings(BaseModel):
 
 
 FILE_ONLY = ("aliases", "models")
+# What says where a part is, or lets us in, and the setting that says whether the part is used at all.
+_PARTS = {
+    "elasticsearch_hosts": "store",
+    "elasticsearch_user": "store",
+    "elasticsearch_password": "store",
+    "elasticsearch_password_file": "store",
+    "elasticsearch_api_key": "store",
+    "elasticsearch_api_key_file": "store",
+    "elasticsearch_ca_file": "store",
+    "database_password": "database_url",
+    "blob_endpoint": "blob_url",
+    "blob_region": "blob_url",
+}
+_UNUSED = {
+    "store": "chunks are kept in the data directory: set MILLRACE_STORE=elasticsearch",
+    "database_url": "the database is a file in the data directory: set MILLRACE_DATABASE_URL",
+    "blob_url": "files are kept in the data directory: set MILLRACE_BLOB_URL",
+}
 
 
 def load(environ: Mapping[str, str], folder: Path) -> Settings:
     """The settings from `folder/millrace.toml` (or the file `MILLRACE_CONFIG` names), overridden by the environment.
 
-    Raises `SettingsError` with one line for the first unknown name or malformed value.
+    Raises `SettingsError` with one line for the first unknown name, malformed value or value that nothing would use: data would
+    go elsewhere than whoever set it thinks.
     """
     values = _from_file(Path(environ.get(PREFIX + "CONFIG") or folder / FILE_NAME), required=bool(environ.get(PREFIX + "CONFIG")))
     for variable in sorted(environ):
@@ -208,9 +227,13 @@ def load(environ: Mapping[str, str], folder: Path) -> Settings:
             raise SettingsError(f"unknown setting {variable}")
         values[name] = environ[variable]
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError(_first_line(error)) from None
+    for name, part in _PARTS.items():
+        if values.get(name) and getattr(settings, part) == Settings.model_fields[part].default:
+            raise SettingsError(f"setting {name} is given, but {_UNUSED[part]}, or leave {PREFIX}{name.upper()} out")
+    return settings
 
 
 def _from_file(path: Path, required: bool) -> dict[str, Any]:

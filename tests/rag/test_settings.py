@@ -53,3 +53,33 @@ def test_a_mistake_is_one_clear_line(environ: dict[str, str], file: str, line: s
         load(environ, tmp_path)
     assert line in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        (
+            {"ELASTICSEARCH_HOSTS": "http://es:9200"},
+            "setting elasticsearch_hosts is given, but chunks are kept in the data directory: set MILLRACE_STORE=elasticsearch, "
+            "or leave MILLRACE_ELASTICSEARCH_HOSTS out",
+        ),
+        ({"ELASTICSEARCH_USER": "elastic", "STORE": "embedded"}, "set MILLRACE_STORE=elasticsearch"),
+        ({"ELASTICSEARCH_API_KEY": "secret-of-ours"}, "set MILLRACE_STORE=elasticsearch"),
+        ({"ELASTICSEARCH_CA_FILE": "/etc/ca.pem"}, "set MILLRACE_STORE=elasticsearch"),
+        ({"DATABASE_PASSWORD": "secret-of-ours"}, "the database is a file in the data directory: set MILLRACE_DATABASE_URL"),
+        ({"BLOB_ENDPOINT": "http://s3:9000"}, "files are kept in the data directory: set MILLRACE_BLOB_URL"),
+        ({"BLOB_REGION": "us-east-1", "BLOB_URL": ""}, "files are kept in the data directory: set MILLRACE_BLOB_URL"),
+    ],
+)
+def test_what_belongs_to_a_part_that_is_not_used_stops_the_start(environ: dict[str, str], line: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load({f"MILLRACE_{name}": value for name, value in environ.items()}, tmp_path)
+    assert line in str(refused.value)
+    assert "secret-of-ours" not in str(refused.value)
+
+
+def test_what_belongs_to_a_part_may_be_given_with_it_and_may_be_empty_without(tmp_path: Path) -> None:
+    (tmp_path / "millrace.toml").write_text('store = "elasticsearch"\ndatabase_url = "postgresql://db/m"\nblob_url = "s3://b/p"\n')
+    used = {"ELASTICSEARCH_HOSTS": "http://es:9200", "DATABASE_PASSWORD": "p", "BLOB_ENDPOINT": "http://s3:9000"}
+    assert load({f"MILLRACE_{name}": value for name, value in used.items()}, tmp_path).elasticsearch_hosts == "http://es:9200"
+    load({"MILLRACE_DATABASE_PASSWORD": "", "MILLRACE_BLOB_REGION": ""}, tmp_path / "nothing")
