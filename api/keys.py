@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from api.listening import KEY_FILE
+from api.listening import KEY_FILE, reason_of
 from api.places import places_of
 from db.address import address_of
 from db.services import move_service, tenant_service
@@ -38,11 +38,6 @@ def open_session(settings: Settings, lane: Lane) -> Session:
     address = address_of(settings.database_url, prepare_data_dir(settings.data_dir), settings.database_password)
     guard = partial(move_service.check_writable, places_of(settings).movable)
     return Session(address, lane, timeout_seconds=settings.database_timeout_seconds, guard=guard)
-
-
-def reason_of(error: OSError) -> str:
-    """What the operating system says, in the style of our messages."""
-    return (error.strerror or "unknown reason").lower()
 
 
 def ensure_first_key(session: Session, data_dir: Path, tenant_name: str) -> str:

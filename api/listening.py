@@ -31,8 +31,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        reason = (error.strerror or "unknown reason").lower()
-        raise SettingsError(f"cannot listen on {host}:{port}: {reason} (MILLRACE_HOST, MILLRACE_PORT)") from None
+        raise SettingsError(f"cannot listen on {host}:{port}: {reason_of(error)} (MILLRACE_HOST, MILLRACE_PORT)") from None
     listener.setblocking(False)
     return listener
 
@@ -43,6 +42,11 @@ def _let_go_of_the_dead(listener: socket.socket) -> None:
     for name, value in TCP_PATIENCE.items():
         if (option := getattr(socket, name, None)) is not None:  # not every system has them all
             listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def reason_of(error: OSError) -> str:
+    """What the operating system says, in the style of our messages."""
+    return (error.strerror or "unknown reason").lower()
 
 
 def url_of(listener: socket.socket) -> str:
