@@ -24,6 +24,7 @@ from api.versions import Version
 from db.services import system_service
 from rag.errors import MillraceError, ProviderRefused, SettingsError
 from rag.llm.registry import ModelSpec
+from rag.ports import PROBES
 from rag.settings import Settings
 from rag.types import ChatMessage, ChatOptions
 
@@ -205,7 +206,7 @@ async def _clock(parts: Parts) -> Finding:
 
 async def _files(parts: Parts, *, repair: bool) -> list[Finding]:
     strays = await orphans.find(parts)
-    nobodys = [key for key in strays.files if not key.startswith(orphans.PROBES)]
+    nobodys = [key for key in strays.files if not key.startswith(PROBES)]
     if repair:
         await orphans.remove(parts, strays.files)
     if nobodys and repair:

@@ -15,10 +15,10 @@ from itertools import islice
 from api.parts import Parts
 from db.services import blob_service
 from rag.errors import NotFound
+from rag.ports import PROBES
 from rag.types import ID_PATTERN
 
 ROWS_AT_ONCE = 5_000
-PROBES = "probe/"  # of readiness checks: there for a moment, left by a server that was killed in it
 _KEY = re.compile(rf"(?P<tenant>{ID_PATTERN})/[0-9a-f]{{2}}/{ID_PATTERN}|{PROBES}{ID_PATTERN}")
 
 

@@ -12,13 +12,13 @@ import structlog
 from api.parts import Parts
 from db.services import system_service
 from rag.errors import MillraceError, Unavailable, WritesHeld
+from rag.ports import PROBES
 
 log = structlog.get_logger("millrace.readiness")
 
 FRESH_SECONDS = 1.0
 WAITING_SECONDS = 0.05  # while something is in the way: whoever waits for a start wants to know when it is over
 PART_DEADLINE_SECONDS = 5.0
-PROBE = "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ class Readiness:
         return ""
 
     async def _blobs(self) -> None:
-        key = f"probe/{uuid.uuid4().hex}"
+        key = f"{PROBES}{uuid.uuid4().hex}"
         lane = self._parts.lanes.blob
-        await lane.run(self._parts.blobs.put, key, io.BytesIO(PROBE.encode()))
+        await lane.run(self._parts.blobs.put, key, io.BytesIO(b"ready"))
         await lane.run(self._parts.blobs.delete, key)
 
     async def _store(self) -> str:

@@ -20,6 +20,9 @@ from rag.types import (
     StoredChunk,
 )
 
+# how the keys of files begin that a readiness check stores for a moment, and a server leaves that is killed in it
+PROBES = "probe/"
+
 
 class ChunkStore(Protocol):
     """Keeps chunks and finds them. Blocking and thread-safe: call it through the search lane, writes through the write lane.

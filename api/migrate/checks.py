@@ -7,9 +7,8 @@ from db.services import move_service
 from rag.errors import Conflict, MillraceError, SettingsError
 from rag.llm.model_directory import read_model_directory
 from rag.llm.registry import BUNDLED_EMBEDDING
+from rag.ports import PROBES
 from rag.settings import ModelSettings, Settings
-
-PROBES = "probe/"  # files of readiness checks
 
 
 def check_models(source: Side, target: Side) -> None:

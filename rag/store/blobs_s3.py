@@ -24,6 +24,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from rag.errors import NotFound, SettingsError, Unavailable
+from rag.ports import PROBES
 from rag.store.blobs import checked_key
 from rag.store.blobs_s3_read import CheckedObject
 from rag.store.blobs_s3_upload import LoopThread, S3BlobWriter
@@ -129,7 +130,7 @@ class S3BlobStore:
     def health(self) -> dict[str, str]:
         """As `rag.ports.BlobStore.health`; one request, which tells a missing bucket from a missing file."""
         try:
-            self._bucket.ask(lambda: obstore.get(self._bucket.store, "probe/none"))
+            self._bucket.ask(lambda: obstore.get(self._bucket.store, f"{PROBES}none"))
         except NotFound:
             pass
         except Unavailable as error:
