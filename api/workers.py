@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -42,7 +42,7 @@ class _Place:
 
     number: int
     process: asyncio.subprocess.Process | None = None
-    serves: asyncio.Event | None = None
+    serves: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Crew:
@@ -53,7 +53,7 @@ class Crew:
         self._settings = settings
         self._environ = environ
         self._command = tuple(command) or (sys.executable, "-m", "api", "serve")
-        self._places = [_Place(number, serves=asyncio.Event()) for number in range(count)]
+        self._places = [_Place(number) for number in range(count)]
         self._stopping = asyncio.Event()
         self._failed: int | None = None
 
@@ -83,7 +83,6 @@ class Crew:
 
     async def _announce(self, holder: socket.socket) -> None:
         for place in self._places:
-            assert place.serves is not None
             await place.serves.wait()
         url = url_of(holder)
         announce(url, (self._settings.data_dir.absolute() / KEY_FILE).read_text("ascii").strip())
@@ -97,7 +96,6 @@ class Crew:
             code = await self._live(place, port, folder)
             if self._stopping.is_set():
                 return
-            assert place.serves is not None
             if not place.serves.is_set():  # it never served: what hinders it hinders the next one, too
                 self._failed = code if code and code > 0 else 1
                 self._stopping.set()
@@ -122,7 +120,6 @@ class Crew:
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             if await reader.read(1) == SERVES:
-                assert place.serves is not None
                 place.serves.set()
             return await place.process.wait()
         finally:
