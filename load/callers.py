@@ -4,22 +4,17 @@ It shares its cores with the server it drives, so every instruction counts: abou
 """
 
 import heapq
-import pickle
 import selectors
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import orjson
 
-from load.processes import allow_many_files
+from load.own_process import answer_parent, connect, in_own_process, received
 
-ROOT = Path(__file__).parents[1]
 RECEIVE_BYTES = 1 << 18
 STALLED_SECONDS = 60.0
 OK, TOO_MANY, BUSY = 200, 429, 503
@@ -74,12 +69,7 @@ def drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | No
     The callers begin one after the other within `ramp_seconds`: those who begin together stay together, and a server that is
     asked in waves is idle between them. One that is refused asks its next question when the answer says that it may.
     """
-    arguments = (url, list(requests), callers, seconds, ramp_seconds)
-    # a program of its own: multiprocessing would load the caller's main module first, and with it often the whole server
-    done = subprocess.run(
-        [sys.executable, "-m", "load.callers"], input=pickle.dumps(arguments), stdout=subprocess.PIPE, cwd=ROOT, check=True
-    )
-    return Driven(*pickle.loads(done.stdout))
+    return Driven(*in_own_process("load.callers", url, list(requests), callers, seconds, ramp_seconds))
 
 
 def offer(url: str, requests: Sequence[bytes], stretches: Sequence[tuple[float, float]]) -> Driven:
@@ -88,15 +78,10 @@ def offer(url: str, requests: Sequence[bytes], stretches: Sequence[tuple[float, 
     `stretches` are rates (requests a second) and how many seconds each lasts, one after the other. Latencies count from the time at
     which a request was due, so that a client which comes too late hides nothing.
     """
-    command = [sys.executable, "-m", "load.callers", "offer"]
-    arguments = pickle.dumps((url, list(requests), list(stretches)))
-    done = subprocess.run(command, input=arguments, stdout=subprocess.PIPE, cwd=ROOT, check=True)
-    return Driven(*pickle.loads(done.stdout))
+    return Driven(*in_own_process("load.callers", url, list(requests), list(stretches), words=("offer",)))
 
 
 def _offer(url: str, requests: Sequence[bytes], stretches: Sequence[tuple[float, float]]) -> Driven:
-    parts = urlsplit(url)
-    address = (parts.hostname, parts.port)
     waiting = iter(requests)
     seen = _Seen()
     idle: list[_Caller] = []
@@ -106,7 +91,7 @@ def _offer(url: str, requests: Sequence[bytes], stretches: Sequence[tuple[float,
         while True:
             now = time.perf_counter()
             while due is not None and due <= now:
-                caller = idle.pop() if idle else _Caller(address)
+                caller = idle.pop() if idle else _Caller(url)
                 if not caller.ask(waiting):
                     due = None
                     break
@@ -162,13 +147,11 @@ class _Seen:
 
 
 def _drive(url: str, requests: Sequence[bytes], callers: int, seconds: float | None, ramp_seconds: float = 0.0) -> Driven:
-    parts = urlsplit(url)
-    address = (parts.hostname, parts.port)
     waiting = iter(requests)
     seen = _Seen()
     # when each caller asks next, until it has asked; then it is the selector that knows
     due = [(seen.started + ramp_seconds * place / callers, place) for place in range(callers)]
-    everyone = [_Caller(address) for _ in due]
+    everyone = [_Caller(url) for _ in due]
     until = seen.started + seconds if seconds is not None else float("inf")
     with selectors.EpollSelector() as selector:
         while True:
@@ -209,8 +192,8 @@ def _pause(head: bytes) -> float:
 class _Caller:
     """One connection that asks, waits for the whole answer and asks again; a new one where the server ends it."""
 
-    def __init__(self, address: tuple[str | None, int | None]) -> None:
-        self._address = address
+    def __init__(self, url: str) -> None:
+        self._url = url
         self.asked = 0.0
         self.status = 0
         self.pause = 0.0
@@ -218,12 +201,7 @@ class _Caller:
         self._got = 0
         self._head = b""
         self._ends = False
-        self.socket = self._connect()
-
-    def _connect(self) -> socket.socket:
-        connection = socket.create_connection(self._address)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
+        self.socket = connect(url)
 
     def ask(self, waiting: Iterator[bytes]) -> bool:
         """Send the next request; False when there is none."""
@@ -232,7 +210,7 @@ class _Caller:
             return False
         if self._ends:
             self.socket.close()
-            self.socket = self._connect()
+            self.socket = connect(self._url)
         self._head, self._got, self.needed, self.status, self.pause, self._ends = b"", 0, 0, 0, 0.0, False
         self.asked = time.perf_counter()
         try:
@@ -243,10 +221,7 @@ class _Caller:
 
     def receive(self) -> bool:
         """Take in what has arrived; True when the answer is whole, or when it will never be: then `status` is 0."""
-        try:
-            data = self.socket.recv(RECEIVE_BYTES)
-        except ConnectionError:
-            data = b""
+        data = received(self.socket, RECEIVE_BYTES)
         if not data:
             self.status, self._ends = 0, True
             return True
@@ -268,6 +243,4 @@ class _Caller:
 
 
 if __name__ == "__main__":
-    allow_many_files()
-    act = _offer if sys.argv[1:] == ["offer"] else _drive
-    sys.stdout.buffer.write(pickle.dumps(astuple(act(*pickle.load(sys.stdin.buffer)))))
+    answer_parent(_offer if sys.argv[1:] == ["offer"] else _drive)

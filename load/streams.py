@@ -4,20 +4,13 @@ Each reader asks a chat, reads the answer's events to the end and asks again.
 """
 
 import heapq
-import pickle
 import selectors
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
-from pathlib import Path
-from urllib.parse import urlsplit
+from dataclasses import dataclass
 
-from load.processes import allow_many_files
+from load.own_process import answer_parent, connect, in_own_process, received
 
-ROOT = Path(__file__).parents[1]
 RECEIVE_BYTES = 1 << 16
 STALLED_SECONDS = 90.0
 PAUSE_SECONDS = 1.0
@@ -50,18 +43,14 @@ def read(url: str, requests: Sequence[bytes], readers: int, seconds: float, ramp
 
     The readers begin one after the other within `ramp_seconds`.
     """
-    arguments = (url, list(requests), readers, seconds, ramp_seconds)
-    command = [sys.executable, "-m", "load.streams"]
-    done = subprocess.run(command, input=pickle.dumps(arguments), stdout=subprocess.PIPE, cwd=ROOT, check=True)
-    return Streamed(*pickle.loads(done.stdout))
+    return Streamed(*in_own_process("load.streams", url, list(requests), readers, seconds, ramp_seconds))
 
 
 class _Reader:
     """One connection."""
 
-    def __init__(self, address: tuple[str | None, int | None]) -> None:
-        self.socket = socket.create_connection(address)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, url: str) -> None:
+        self.socket = connect(url)
         self.asked = 0.0
         self._reset()
 
@@ -81,10 +70,7 @@ class _Reader:
 
     def receive(self) -> bool:
         """Take in what has arrived; True when the answer has ended."""
-        try:
-            data = self.socket.recv(RECEIVE_BYTES)
-        except ConnectionError:
-            data = b""
+        data = received(self.socket, RECEIVE_BYTES)
         if not data:
             self.failure = self.failure or "cut"
             return True
@@ -111,7 +97,6 @@ class _Reader:
 
 
 def _read(url: str, requests: Sequence[bytes], readers: int, seconds: float, ramp_seconds: float) -> Streamed:
-    parts = urlsplit(url)
     waiting: Iterator[bytes] = iter(requests)
     answers: list[tuple[float, float, float, int]] = []
     failed: list[str] = []
@@ -124,7 +109,7 @@ def _read(url: str, requests: Sequence[bytes], readers: int, seconds: float, ram
             while due and due[0] <= now:
                 heapq.heappop(due)
                 if now < started + seconds and (request := next(waiting, None)) is not None:
-                    reader = _Reader((parts.hostname, parts.port))
+                    reader = _Reader(url)
                     reader.ask(request)
                     selector.register(reader.socket, selectors.EVENT_READ, reader)
             if not due and not selector.get_map():
@@ -153,5 +138,4 @@ def _read(url: str, requests: Sequence[bytes], readers: int, seconds: float, ram
 
 
 if __name__ == "__main__":
-    allow_many_files()
-    sys.stdout.buffer.write(pickle.dumps(astuple(_read(*pickle.load(sys.stdin.buffer)))))
+    answer_parent(_read)
