@@ -2,7 +2,7 @@
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import orjson
@@ -10,6 +10,7 @@ import structlog
 
 from rag.errors import InvalidArgument, MillraceError, Unavailable
 from rag.store.elastic import Cluster, failure
+from rag.store.elastic_mark import SHOWN, copy_of, hold, release
 from rag.store.elastic_read import pages
 from rag.store.elastic_write import Item, write
 from rag.store.mapping import (
@@ -31,7 +32,7 @@ Analyse = Callable[[Chunk], ChunkTerms]
 _COPY_CHUNKS = 500
 _RETRY_SECONDS = 5.0
 _CLOSE_SECONDS = 20.0
-_SHOWN = "*.aliases,*.mappings.properties.*.dims"
+_SHOWN = f"*.aliases,*.mappings.properties.*.dims,{SHOWN}"
 _log = structlog.get_logger("millrace.store")
 
 
@@ -107,9 +108,7 @@ class Indexes:
     def drop(self, tenant_id: str) -> None:
         """Remove the tenant's indexes, copies under way too."""
         self.forget(tenant_id)
-        names = self._named(self.alias(tenant_id))
-        if names:
-            self._cluster.ask("DELETE", f"/{','.join(names)}", params={"ignore_unavailable": "true"}, expected=(404,))
+        self._remove(self._named(self.alias(tenant_id)))
 
     def close(self) -> None:
         """Wait a while for indexes that are being moved. A move that is cut short begins anew with the next call."""
@@ -123,13 +122,17 @@ class Indexes:
         if known is not None:
             return known
         alias = self.alias(tenant_id)
-        reply = self._cluster.ask("GET", f"/{alias}", params={"filter_path": _SHOWN}, expected=(404,))
-        if reply.status == 404:
+        every = self._cluster.ask("GET", f"/{alias}-*", params={"filter_path": _SHOWN, "expand_wildcards": "all"}, expected=(404,)).body
+        name = next((name for name, described in every.items() if alias in described.get("aliases", {})), None)
+        if name is None:
             return None
-        ((name, described),) = reply.body.items()
         if not has_present_layout(name, alias, self.layout.analyser_version):
             self._start_moving(tenant_id, name)
             raise Unavailable("the tenant's index is being moved to the present layout", _RETRY_SECONDS)
+        described = every.pop(name)
+        if copy := copy_of(described):  # a newer release was to move it, and this one is back in its place
+            release(self._cluster, name, copy)
+        self._remove([other for other, held in every.items() if copy_of(held) == name])
         fields = described.get("mappings", {}).get("properties", {})
         known = {field: parameters["dims"] for field, parameters in fields.items()}
         self._dimensions[tenant_id] = known
@@ -180,29 +183,47 @@ class Indexes:
     def move(self, tenant_id: str, old: str) -> int:
         """Copy the index into one of the present layout and set the alias before it; the number of chunks.
 
-        The old index takes no writes from now on and is removed at the end. Of several processes that move it at the same time
-        each makes a copy of its own, and the first one's is taken. Raises `Unavailable`; then the old one is still in use.
+        The old index takes no writes meanwhile and is removed at the end. Of several processes that move it at the same time
+        each makes a copy of its own, and the first one's is taken. Raises `Unavailable`; then the old one is still in use and takes
+        writes again, unless the cluster cannot be reached for that: the next call for the tenant finds out.
         """
         alias = self.alias(tenant_id)
         new = f"{index_of(alias, self.layout.analyser_version)}-{secrets.token_hex(4)}"
-        self._cluster.ask("PUT", f"/{old}/_block/write")
-        self._cluster.ask("POST", f"/{old}/_refresh")
-        self._create(alias, new)
         try:
+            changes = hold(self._cluster, old, new)
+            self._cluster.ask("POST", f"/{old}/_refresh")
+            self._create(alias, new)
             count = self._copy(old, new)
-            actions = [
-                {"remove": {"index": old, "alias": alias, "must_exist": True}},
-                {"add": {"index": new, "alias": alias, "is_write_index": True}},
-            ]
-            self._cluster.ask("POST", "/_aliases", orjson.dumps({"actions": actions}), repeatable=False)
+            if hold(self._cluster, old, new) != changes:
+                raise Unavailable("the index was changed while it was copied")
         except BaseException:
-            self._cluster.ask("DELETE", f"/{new}", expected=(404,))
+            self._give_up(old, new)
             raise
+        self._switch(alias, old, new)
         self.forget(tenant_id)
-        leftovers = [name for name in self._named(alias) if name != new]
-        if leftovers:
-            self._cluster.ask("DELETE", f"/{','.join(leftovers)}", params={"ignore_unavailable": "true"}, expected=(404,))
+        self._remove([name for name in self._named(alias) if name != new])
         return count
+
+    def _switch(self, alias: str, old: str, new: str) -> None:
+        actions = [
+            {"remove": {"index": old, "alias": alias, "must_exist": True}},
+            {"add": {"index": new, "alias": alias, "is_write_index": True}},
+        ]
+        # Without an answer nobody knows which of both is in use now, and none may be removed.
+        switched = self._cluster.ask("POST", "/_aliases", orjson.dumps({"actions": actions}), expected=(404,), repeatable=False)
+        if switched.status == 404:
+            self._give_up(old, new)
+            raise Unavailable("another process has moved the index meanwhile")
+
+    def _give_up(self, old: str, new: str) -> None:
+        try:
+            self._remove([new])
+        finally:
+            release(self._cluster, old, new)
+
+    def _remove(self, names: Sequence[str]) -> None:
+        if names:
+            self._cluster.ask("DELETE", f"/{','.join(names)}", params={"ignore_unavailable": "true"}, expected=(404,))
 
     def _copy(self, old: str, new: str) -> int:
         made: set[str] = set()

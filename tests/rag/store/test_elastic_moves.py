@@ -107,6 +107,7 @@ def test_an_index_that_cannot_be_copied_stays_in_use_as_it_was(elasticsearch_nod
         indexes.move(TENANT, old)
     cluster.close()
     assert list(elasticsearch_node.ask("GET", f"/{layout.prefix}{TENANT}-*/_alias")) == [old]
+    assert not held(elasticsearch_node, old)
     store = moved(elasticsearch_node, layout)
     assert store.count(TENANT, EVERY) == 1200
     store.close()
@@ -130,6 +131,115 @@ def test_of_two_processes_that_move_an_index_one_is_taken(elasticsearch_node, la
     assert len(elasticsearch_node.ask("GET", f"/{layout.prefix}{TENANT}-*/_alias")) == 1
     assert with_store(elasticsearch_node, layout, lambda store: store.count(TENANT, EVERY)) == 1200
     cluster.close()
+
+
+class Killed(BaseException):
+    """The process ends here: nothing is put in order."""
+
+
+class Dying(Cluster):
+    """A cluster for a process that is killed when it asks for a path that ends so; from then on it asks for nothing."""
+
+    last = ""
+    dead = False
+
+    def ask(self, method: str, path: str, *args, **options):
+        self.dead |= bool(self.last) and f"{method} {path}".endswith(self.last)
+        if self.dead:
+            raise Killed
+        return super().ask(method, path, *args, **options)
+
+
+def held(node: Node, index: str) -> bool:
+    """Whether the index takes no writes."""
+    return "blocks" in node.ask("GET", f"/{index}/_settings")[index]["settings"]["index"]
+
+
+def killed_at(node: Node, layout: Layout, last: str) -> str:
+    """A process that moves the index ends before it asks this; the old index' name."""
+    fill_old(node, layout)
+    old = f"{layout.prefix}{TENANT}-m1-a1"
+    cluster = Dying([node.url])
+    cluster.last = last
+    with pytest.raises(Killed):
+        Indexes(cluster, layout, anew).move(TENANT, old)
+    cluster.close()
+    assert held(node, old)
+    return old
+
+
+def test_after_a_kill_the_older_release_takes_writes_again(elasticsearch_node, layout):
+    old = killed_at(elasticsearch_node, layout, "POST /_aliases")
+    before = ElasticStore(Cluster([elasticsearch_node.url]), replace(layout, analyser_version="1"))
+    assert before.count(TENANT, EVERY) == 1200
+    assert not held(elasticsearch_node, old)
+    before.put(TENANT, old_chunks()[:1], None, "")
+    before.close()
+
+
+def test_after_a_kill_the_move_begins_anew(elasticsearch_node, layout):
+    killed_at(elasticsearch_node, layout, "POST /_aliases")
+    store = moved(elasticsearch_node, layout)
+    assert store.count(TENANT, EVERY) == 1200
+    (name,) = elasticsearch_node.ask("GET", f"/{layout.prefix}{TENANT}-*/_alias")
+    assert not held(elasticsearch_node, name)
+    assert store.health()["status"] == "green"
+    store.close()
+
+
+def test_an_index_whose_copy_is_in_use_already_is_removed_by_the_next_start(elasticsearch_node, layout):
+    old = killed_at(elasticsearch_node, layout, "-*/_alias")  # asked when the alias stands before the copy
+    store = ElasticStore(Cluster([elasticsearch_node.url]), layout, analyse=anew)
+    assert store.count(TENANT, EVERY) == 1200
+    assert old not in elasticsearch_node.ask("GET", f"/{layout.prefix}{TENANT}-*/_alias")
+    assert store.health()["status"] == "green"
+    store.close()
+
+
+def test_a_switch_whose_answer_is_lost_removes_nothing(elasticsearch_node, layout):
+    fill_old(elasticsearch_node, layout)
+
+    class Deaf(Cluster):
+        def ask(self, method: str, path: str, *args, **options):
+            reply = super().ask(method, path, *args, **options)
+            if path == "/_aliases":
+                raise Unavailable("elasticsearch gave no answer in time")
+            return reply
+
+    cluster = Deaf([elasticsearch_node.url])
+    with pytest.raises(Unavailable, match="no answer"):
+        Indexes(cluster, layout, anew).move(TENANT, f"{layout.prefix}{TENANT}-m1-a1")
+    cluster.close()
+    assert with_store(elasticsearch_node, layout, lambda store: store.count(TENANT, EVERY)) == 1200
+    assert len(elasticsearch_node.ask("GET", f"/{layout.prefix}{TENANT}-*/_alias")) == 1
+
+
+def test_a_block_that_is_not_of_a_move_stays(elasticsearch_node, layout):
+    fill_old(elasticsearch_node, layout)
+    old = f"{layout.prefix}{TENANT}-m1-a1"
+    elasticsearch_node.ask("PUT", f"/{old}/_block/write")
+    with_store(elasticsearch_node, replace(layout, analyser_version="1"), lambda store: store.count(TENANT, EVERY))
+    assert held(elasticsearch_node, old)
+
+
+def test_what_is_written_while_an_index_is_copied_is_not_lost(elasticsearch_node, layout):
+    fill_old(elasticsearch_node, layout)
+    old = f"{layout.prefix}{TENANT}-m1-a1"
+
+    class Disturbed(Indexes):
+        def _copy(self, old_name: str, new: str) -> int:
+            count = super()._copy(old_name, new)
+            elasticsearch_node.ask("PUT", f"/{old}/_settings", {"index.blocks.write": None})  # a server of the older release
+            elasticsearch_node.ask("DELETE", f"/{old}/_doc/{0:016x}")
+            return count
+
+    cluster = Cluster([elasticsearch_node.url])
+    with pytest.raises(Unavailable, match="changed while it was copied"):
+        Disturbed(cluster, layout, anew).move(TENANT, old)
+    cluster.close()
+    store = moved(elasticsearch_node, layout)
+    assert store.count(TENANT, EVERY) == 1199
+    store.close()
 
 
 def ids(count: int) -> list[str]:
