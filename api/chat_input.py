@@ -6,8 +6,9 @@ from typing import Any, Literal
 from api.body import check_name
 from api.errors import ApiError
 from api.parts import Parts
-from db.services import dialog_service
-from db.services.dialog_service import DatasetBrief, DialogRecord
+from db.services import dataset_service
+from db.services.dataset_service import DatasetBrief
+from db.services.dialog_service import DialogRecord
 from rag.errors import NotFound
 
 Mode = Literal["create", "replace", "merge"]
@@ -77,7 +78,7 @@ async def owned_datasets(parts: Parts, tenant_id: str, dataset_ids: Sequence[Any
     Raises `ApiError`: 102/404 for one that is not the tenant's, 102 where the models differ.
     """
     keys = {str(dataset_id): str(dataset_id).replace("-", "") for dataset_id in dataset_ids}
-    found = await parts.session.read(dialog_service.datasets_of, tenant_id, list(keys.values()))
+    found = await parts.session.read(dataset_service.briefs, tenant_id, list(keys.values()))
     for given, key in keys.items():
         if key not in found:
             raise ApiError(102, f"You don't own the dataset {given}", 404)

@@ -15,7 +15,7 @@ from api.retrieving import NOTHING_SEARCHED, DocumentFilter, Help, Search
 from api.routes import Routes
 from api.schema import retrieval as schema
 from db.services import dataset_service
-from db.services.dataset_service import DatasetRecord
+from db.services.dataset_service import DatasetBrief
 from rag.errors import NotFound
 from rag.nlp.search import RetrievalRequest
 from rag.types import RankedChunk, Retrieval
@@ -68,14 +68,14 @@ async def retrieve() -> Response:
     return respond.reply(_wire(found, metas, metadata, explain=request.explain))
 
 
-async def searched_datasets(dataset_ids: Any) -> list[DatasetRecord]:
+async def searched_datasets(dataset_ids: Any) -> list[DatasetBrief]:
     """The caller's datasets, which share an embedding model. Raises `ApiError` (102)."""
     if not dataset_ids:
         raise ApiError(102, "`dataset_ids` is required.")
     if not isinstance(dataset_ids, list):
         raise ApiError(102, "`dataset_ids` should be a list")
     wanted = {str(dataset_id): str(dataset_id).replace("-", "") for dataset_id in dataset_ids}
-    found = await parts().session.read(dataset_service.get_many, tenant_id(), list(wanted.values()))
+    found = await parts().session.read(dataset_service.briefs, tenant_id(), list(wanted.values()))
     for given, plain in wanted.items():
         if plain not in found:
             raise ApiError(102, f"You don't own the dataset {given}.", 404)

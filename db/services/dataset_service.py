@@ -4,16 +4,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from peewee import IntegrityError, fn
 
-from db.dialect import among, has_part, locked
-from db.models import Dataset, Document, Tenant, name_key, new_version, now_ms
+from db.dialect import alone, among, has_part, locked
+from db.models import Dataset, Document, Tenant, name_key, new_version, now_ms, proxy
 from db.records import free_name, freeze, only, page_of
 from db.services import task_service
 from db.services.task_service import Purge
 from rag.errors import Conflict
 
 NAME_BYTES = 128
+# SQLite answers it in 10 microseconds; to make the same statement with peewee takes another 100.
+_BRIEFS = (
+    "SELECT id, name, chunk_count, embedding_model, data_version FROM dataset"
+    " WHERE +tenant_id = ? AND id IN (SELECT value FROM json_each(?))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,17 @@ class DatasetRecord:
     vector_similarity_weight: float
     create_time: int
     update_time: int
+    data_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetBrief:
+    """What a search must know of a dataset."""
+
+    id: str
+    name: str
+    chunk_count: int
+    embedding_model: str
     data_version: int = 0
 
 
@@ -81,6 +98,16 @@ def get_many(tenant_id: str, dataset_ids: Sequence[str]) -> dict[str, DatasetRec
     """Those of the datasets that the tenant has, by id."""
     rows = Dataset.select().where(Dataset.tenant_id == tenant_id, among(Dataset.id, dataset_ids))
     return {row.id: freeze(DatasetRecord, row) for row in rows}
+
+
+def briefs(tenant_id: str, dataset_ids: Sequence[str]) -> dict[str, DatasetBrief]:
+    """The same in brief: every search reads them."""
+    if alone():
+        rows = proxy.execute_sql(_BRIEFS, (tenant_id, orjson.dumps(list(dataset_ids)).decode())).fetchall()
+    else:
+        columns = (Dataset.id, Dataset.name, Dataset.chunk_count, Dataset.embedding_model, Dataset.data_version)
+        rows = Dataset.select(*columns).where(Dataset.tenant_id == tenant_id, among(Dataset.id, dataset_ids)).tuples()
+    return {row[0]: DatasetBrief(*row) for row in rows}
 
 
 def find_name(tenant_id: str, name: str) -> DatasetRecord | None:

@@ -7,8 +7,10 @@ from typing import Any
 from peewee import IntegrityError, ModelSelect, Value
 
 from db.dialect import among, has_part, locked
-from db.models import Dataset, Dialog, Tenant, name_key, now_ms
+from db.models import Dialog, Tenant, name_key, now_ms
 from db.records import freeze, page_of
+from db.services import dataset_service
+from db.services.dataset_service import DatasetBrief
 from rag.errors import Conflict, NotFound
 
 COLUMNS = (
@@ -18,17 +20,6 @@ COLUMNS = (
 """What a caller may set; `create` and `update` take these names only."""
 
 _ALIVE = Dialog.deleted == Value(False)  # not `~`: MySQL and SQLite use the index for comparisons only
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetBrief:
-    """What a chat must know of a dataset it asks."""
-
-    id: str
-    name: str
-    chunk_count: int
-    embedding_model: str
-    data_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +46,6 @@ class DialogRecord:
     datasets: tuple[DatasetBrief, ...]
     create_time: int
     update_time: int
-
-
-def datasets_of(tenant_id: str, dataset_ids: Sequence[str]) -> dict[str, DatasetBrief]:
-    """The tenant's datasets among `dataset_ids`, by id."""
-    rows = Dataset.select(Dataset.id, Dataset.name, Dataset.chunk_count, Dataset.embedding_model, Dataset.data_version).where(
-        Dataset.tenant_id == tenant_id, among(Dataset.id, dataset_ids)
-    )
-    return {row.id: freeze(DatasetBrief, row) for row in rows}
 
 
 def create(tenant_id: str, values: Mapping[str, Any]) -> DialogRecord:
@@ -145,7 +128,7 @@ def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _records(tenant_id: str, rows: Sequence[Dialog]) -> list[DialogRecord]:
-    found = datasets_of(tenant_id, sorted({dataset_id for row in rows for dataset_id in row.dataset_ids}))
+    found = dataset_service.briefs(tenant_id, sorted({dataset_id for row in rows for dataset_id in row.dataset_ids}))
     return [
         freeze(DialogRecord, row, datasets=tuple(found[dataset_id] for dataset_id in row.dataset_ids if dataset_id in found))
         for row in rows

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from db.models import Document, Tenant, new_id, proxy
 from db.records import free_name
 from db.services import dataset_service, document_service, state_service, task_service
-from db.services.dataset_service import DatasetQuery
+from db.services.dataset_service import DatasetBrief, DatasetQuery
 from db.services.document_service import DocumentQuery, Upload
 from db.services.task_service import Purge
 from db.session import Session
@@ -54,7 +55,21 @@ def test_lists_take_two_queries_however_long(session: Session, number: int) -> N
     assert queries_of(session, document_service.search, ids[0], DocumentQuery(page_size=100)) == 2
     assert queries_of(session, dataset_service.run_counts, ids) == 1
     assert queries_of(session, dataset_service.get_many, TENANT, ids) == 1
+    assert queries_of(session, dataset_service.briefs, TENANT, ids) == 1
     assert queries_of(session, document_service.briefs, TENANT, ids) == 1
+
+
+def test_briefs_are_the_tenants_records_in_brief(session: Session) -> None:
+    for tenant in (TENANT, "another"):
+        session.write_now(Tenant.create, id=tenant, name=tenant)
+    ids = [make_dataset(session, name) for name in ("a", "b")]
+    asked = [*ids, ids[0], "f" * 32]
+    records = session.read_now(dataset_service.get_many, TENANT, asked)
+    briefs = session.read_now(dataset_service.briefs, TENANT, asked)
+    assert briefs == {key: DatasetBrief(**{f.name: getattr(row, f.name) for f in fields(DatasetBrief)}) for key, row in records.items()}
+    assert sorted(briefs) == sorted(ids)
+    assert session.read_now(dataset_service.briefs, TENANT, []) == {}
+    assert session.read_now(dataset_service.briefs, "another", asked) == {}
 
 
 def test_pages_of_equal_times_never_overlap(session: Session) -> None:

@@ -97,6 +97,7 @@ def test_single_rows_are_found_by_an_index(filled: Session) -> None:
         (tenant_service.find_key, ("ragflow-none",)),
         (dataset_service.get, (TENANT, DATASET)),
         (dataset_service.get_many, (TENANT, [DATASET] * 20)),
+        (dataset_service.briefs, (TENANT, [DATASET] * 20)),
         (dataset_service.find_name, (TENANT, "d")),
         (document_service.get, (TENANT, name.id)),
         (document_service.find_name, (DATASET, name.name)),
