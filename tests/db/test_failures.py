@@ -1,13 +1,11 @@
 """db/session.py over real servers that fail: killed, hanging, refusing; and what is promised of writes meanwhile."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,8 +20,8 @@ from db.session import Session
 from rag.errors import DatabaseUnavailable, OutcomeUnknown
 from rag.threads import Lane
 from tests.db.conftest import THREADS, Server
+from tests.db.programs import let_go_together
 
-ROOT = Path(__file__).parents[2]
 SECRET = "p@ss:w/rd"
 
 
@@ -246,25 +244,15 @@ session.create_tables()
 
 def test_servers_that_start_at_once_bring_the_schema_up_once(server: Server, tmp_path: Path) -> None:
     url = server.create_database("several")
-    command = [sys.executable, "-c", STARTING, url]
-    starting = [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     session = Session(address_of(url, tmp_path), Lane("db", 1, 1))
     try:
-        for process in starting:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in starting:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        for process in starting:
-            process.communicate(timeout=60)
-            assert process.returncode == 0
+        with let_go_together(STARTING, [[url]] * 4) as starting:
+            for process in starting:
+                process.communicate(timeout=60)
+                assert process.returncode == 0
         assert session.read_now(lambda: SchemaVersion.select().count()) == len(STEPS)
         assert session.read_now(lambda: [model.select().count() for model in ALL]) == [0] * len(ALL)
     finally:
-        for process in starting:
-            process.kill()
         session.close()
         server.drop_database("several")
 
@@ -310,48 +298,42 @@ def test_an_address_that_nobody_listens_at_is_named(tmp_path: Path, server: Serv
         session.read_now(tenant_service.list_tenants)
 
 
-def test_too_many_connections_are_told(session: Session, server: Server, url: str, tmp_path: Path) -> None:
+@contextmanager
+def session_as(user: str, may: str, server: Server, folder: Path, *, connections: int = 10) -> Iterator[Session]:
+    """A session of a user who may do this with all tables of the database, by so many connections."""
     if server.kind == "postgresql":
         with server.connect("failures") as connection:
-            connection.execute("CREATE ROLE few LOGIN CONNECTION LIMIT 1 PASSWORD 'few'; GRANT ALL ON ALL TABLES IN SCHEMA public TO few")
+            connection.execute(f"CREATE ROLE {user} LOGIN CONNECTION LIMIT {connections} PASSWORD '{user}'")
+            connection.execute(f"GRANT {may} ON ALL TABLES IN SCHEMA public TO {user}")
     else:
-        server.execute("CREATE USER few@'%' IDENTIFIED BY 'few' WITH MAX_USER_CONNECTIONS 1")
-        server.execute("GRANT ALL ON failures.* TO few@'%'")
-    few = Session(address_of(server.url("failures", "few", "few"), tmp_path), Lane("db", 1, 1))
+        server.execute(f"CREATE USER {user}@'%' IDENTIFIED BY '{user}' WITH MAX_USER_CONNECTIONS {connections}")
+        server.execute(f"GRANT {may} ON failures.* TO {user}@'%'")
+    session = Session(address_of(server.url("failures", user, user), folder), Lane("db", 1, 1))
     try:
+        yield session
+    finally:
+        session.close()
+        if server.kind == "postgresql":
+            with server.connect("failures") as connection:
+                connection.execute(f"DROP OWNED BY {user}; DROP ROLE {user}")
+        else:
+            server.execute(f"DROP USER {user}@'%'")
+
+
+@pytest.mark.usefixtures("session")
+def test_too_many_connections_are_told(server: Server, tmp_path: Path) -> None:
+    with session_as("few", "ALL", server, tmp_path, connections=1) as few:
         few.read_now(tenant_service.list_tenants)
         with ThreadPoolExecutor(1) as pool, pytest.raises(DatabaseUnavailable, match="too many connections"):
             pool.submit(few.read_now, tenant_service.list_tenants).result()
-    finally:
-        few.close()
-        session.close()
-        if server.kind == "postgresql":
-            with server.connect("failures") as connection:
-                connection.execute("DROP OWNED BY few; DROP ROLE few")
-        else:
-            server.execute("DROP USER few@'%'")
 
 
-def test_a_user_who_may_only_read_is_told_so(session: Session, server: Server, tmp_path: Path) -> None:
-    if server.kind == "postgresql":
-        with server.connect("failures") as connection:
-            connection.execute("CREATE ROLE reader LOGIN PASSWORD 'reader'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
-    else:
-        server.execute("CREATE USER reader@'%' IDENTIFIED BY 'reader'")
-        server.execute("GRANT SELECT ON failures.* TO reader@'%'")
-    reader = Session(address_of(server.url("failures", "reader", "reader"), tmp_path), Lane("db", 1, 1))
-    try:
+@pytest.mark.usefixtures("session")
+def test_a_user_who_may_only_read_is_told_so(server: Server, tmp_path: Path) -> None:
+    with session_as("reader", "SELECT", server, tmp_path) as reader:
         assert reader.read_now(tenant_service.list_tenants) == []
         with pytest.raises(DatabaseUnavailable, match="our user may not do that"):
             reader.write_now(insert, "never")
-    finally:
-        reader.close()
-        session.close()
-        if server.kind == "postgresql":
-            with server.connect("failures") as connection:
-                connection.execute("DROP OWNED BY reader; DROP ROLE reader")
-        else:
-            server.execute("DROP USER reader@'%'")
 
 
 def test_rows_are_held_until_the_transaction_ends(session: Session) -> None:

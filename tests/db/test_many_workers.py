@@ -1,10 +1,7 @@
 """db/services/lease_service.py with workers in several processes, on hosts whose clocks differ."""
 
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -14,8 +11,8 @@ from db.models import Task, new_id
 from db.services import lease_service
 from db.session import Session
 from rag.threads import Lane
+from tests.db.programs import let_go_together
 
-ROOT = Path(__file__).parents[2]
 SERVERS = ["postgresql", "mysql"]  # who share a file share a clock, and write one after another
 PROCESSES, TENANTS, TASKS = 3, 5, 20
 
@@ -51,22 +48,9 @@ def url_of(address: Address) -> str:
 
 def test_workers_in_several_processes_share_the_tasks_and_no_task_is_claimed_twice(session: Session, address: Address) -> None:
     session.write_now(add_tasks, TENANTS, TASKS)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", CLAIMING, url_of(address), str(address.path.parent), f"w{number}"],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-        for number in range(PROCESSES)
-    ]  # fmt: skip
-    for worker in workers:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    claimed = [[line.split() for line in worker.communicate(timeout=60)[0].splitlines()] for worker in workers]
-    assert all(worker.returncode == 0 for worker in workers)
+    with let_go_together(CLAIMING, [[url_of(address), str(address.path.parent), f"w{number}"] for number in range(PROCESSES)]) as workers:
+        claimed = [[line.split() for line in worker.communicate(timeout=60)[0].splitlines()] for worker in workers]
+        assert all(worker.returncode == 0 for worker in workers)
     ids = [task for lines in claimed for _, task in lines]
     assert len(ids) == len(set(ids)) == TENANTS * TASKS
     for lines in claimed:
