@@ -13,16 +13,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
-import requests
 
-from tests.e2e.flows import create_dataset, documents, ok
-from tests.e2e.server_process import Caller, ServerProcess
-from tests.e2e.test_kill import Acknowledged, check, document_text
+from tests.e2e.acknowledged import Acknowledged, Driver, check
+from tests.e2e.flows import create_dataset, documents
+from tests.e2e.server_process import ServerProcess
 from tests.e2e.topology import Topology, require_services, topology
 from tests.services.s3 import BUCKET
 
@@ -36,56 +35,6 @@ STUCK_SECONDS = LEASE_SECONDS + 20
 ENVIRON = {"MILLRACE_LEASE_SECONDS": str(LEASE_SECONDS), "MILLRACE_INGEST_WORKERS": "4", "MILLRACE_PARSER_PROCESSES": "1"}
 # what a caller may see while a server dies under its request; every other failure is one too many
 CUT = (502, 503, 504)
-
-
-class Driver(threading.Thread):
-    """A caller that goes on, whatever happens to the servers, and counts as done only what was answered."""
-
-    def __init__(self, caller: Caller, dataset_id: str, acknowledged: Acknowledged, seed: str, stop: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self.headers = {"Authorization": f"Bearer {caller.api_key}"}
-        self.base = f"{caller.url}/api/v1/datasets/{dataset_id}"
-        self.acknowledged = acknowledged
-        self.random = random.Random(seed)
-        self.seed = seed
-        self.stop = stop
-        self.failure: BaseException | None = None
-
-    def run(self) -> None:
-        number = 0
-        try:
-            while not self.stop.wait(self.random.uniform(0, 2 * BETWEEN_DOCUMENTS_SECONDS)):
-                self._one_document(f"w{self.seed}n{number}")
-                number += 1
-        except BaseException as failure:
-            self.failure = failure
-
-    def _one_document(self, word: str) -> None:
-        text = document_text(word, self.random)
-        created = self._ask("POST", "/documents", files={"file": (f"{word}.txt", text)})
-        if created is None:
-            return
-        (document,) = created
-        self.acknowledged.words[document["id"]] = word
-        if self._ask("POST", "/chunks", json={"document_ids": [document["id"]]}) is not None:
-            self.acknowledged.parsing.add(document["id"])
-        if self.random.random() < 0.2:
-            victim = self.random.choice(sorted(set(self.acknowledged.words) - self.acknowledged.deleting))
-            self.acknowledged.deleting.add(victim)
-            if self._ask("DELETE", "/documents", json={"ids": [victim]}) is not None:
-                self.acknowledged.deleted.add(victim)
-
-    def _ask(self, method: str, path: str, **more: Any) -> Any:
-        """The data of an answer that succeeded, {} for one that another caller's deletion made void, None where it was cut."""
-        try:
-            reply = requests.request(method, self.base + path, headers=self.headers, timeout=60, **more)
-        except requests.RequestException:
-            return None
-        if reply.status_code in CUT:
-            return None
-        if reply.status_code == 404:
-            return {}
-        return ok((reply.status_code, reply.json())) or {}
 
 
 class Stuck(threading.Thread):
@@ -125,7 +74,12 @@ def test_a_killed_process_of_many_loses_nothing_that_was_acknowledged(grown: Top
     dataset_id = create_dataset(caller, "killed", parser_config={"chunk_token_num": 48})
     worker = grown.start_worker()
     stop, watched = threading.Event(), threading.Event()
-    drivers = [Driver(caller, dataset_id, acknowledged, f"{number}", stop) for number in range(DRIVERS)]
+    drivers = [
+        Driver(
+            caller, dataset_id, acknowledged, f"{number}", stop, count(), pause_seconds=BETWEEN_DOCUMENTS_SECONDS, cut=CUT
+        )
+        for number in range(DRIVERS)
+    ]  # fmt: skip
     for driver in drivers:
         driver.start()
     try:
