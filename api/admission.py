@@ -1,10 +1,10 @@
 """Who is let in: beyond its capacity the server refuses at once, before any work, so that those it has let in keep their latency.
 
 A request is *active* while it works here: neither waiting for a vendor nor for its client (`rag.threads.away`), so that a thousand
-answers being streamed count for nothing. While it is calm everyone is let in whose expected wait, `active x the seconds that the
-bottleneck takes for one request`, is within `patience_seconds`. When it is not, the server is *pressed* and lets as many be active as
-keep the latency of calm times: the limit follows the ratio of the latencies of those let in to the usual ones of their routes (compare
-Netflix' concurrency limits). It is calm again when nobody was refused for half a second.
+answers being streamed count for nothing. While it is calm everyone is let in whose expected wait is within `patience_seconds`: the
+sum of what the active requests usually take of a lane, each by its route, or the turns of a late event loop. When it is not, the server
+is *pressed* and lets as many be active as keep the latency of calm times: the limit follows the ratio of the latencies of those let in
+to the usual ones of their routes (compare Netflix' concurrency limits). It is calm again when nobody was refused for half a second.
 
 Under pressure the tenants that ask share the places: one with more than its share is told 429, the others get theirs. Processes that
 share a Redis share the places of those of them that are pressed (`api/shared_pressure.py`).
@@ -13,9 +13,10 @@ share a Redis share the places of those of them that are pressed (`api/shared_pr
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
-from api.usual import NEW, OLD, LateLoop, Usual
+from api.usual import Usual
 from rag.errors import Overloaded, TooManyRequests
 from rag.ports import Clock
 from rag.threads import Load
@@ -34,53 +35,60 @@ MOST_TENANTS = 2
 PRESENT_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
 SHORTEST_RETRY_SECONDS = 0.05
+RISE_SECONDS = 60.0
 PROBE_SECONDS = 0.02
+# How late the loop is says the third of the last five probes, by size: a machine that stood still for a moment is no queue.
+PROBES, LATER_PROBES = 5, 2
+# of the loop, from a request's first bytes to its answer
+TURNS = 10
+
+
+class Route:
+    """The requests of one route: how many are active, and the seconds that one usually takes of a lane and in all."""
+
+    __slots__ = ("active", "lane_seconds", "seconds")
+
+    def __init__(self, clock: Clock) -> None:
+        self.active = 0
+        self.lane_seconds = Usual(clock)
+        self.seconds = Usual(clock, RISE_SECONDS)
 
 
 class Ticket(Load):
     """One request that was let in. `done` must be called once; what goes on after it (a thread nobody waits for) counts no more."""
 
-    __slots__ = ("_active_seconds", "_admission", "_away", "_caller", "_done", "_era", "_passed", "_since")
+    __slots__ = ("_active_seconds", "_admission", "_away", "_caller", "_done", "_era", "_route", "_since")
 
-    def __init__(self, admission: "Admission", caller: str) -> None:
+    def __init__(self, admission: "Admission", caller: str, route: Route) -> None:
         super().__init__()
         self._admission = admission
         self._caller = caller
+        self._route = route
         self._era = admission.era
         self._away = 0
         self._done = False
-        self._passed = False
         self._active_seconds = 0.0
-        self._since = admission.entered(caller)
+        self._since = admission.entered(caller, route)
 
     def leave(self) -> None:
         """As `Load.leave`."""
         self._away += 1
-        if self.lane_seconds:
-            self._pass()
         if self._away == 1 and not self._done:
-            self._active_seconds += self._admission.left(self._caller) - self._since
+            self._active_seconds += self._admission.left(self._caller, self._route) - self._since
 
     def come_back(self) -> None:
         """As `Load.come_back`."""
         self._away -= 1
         if not self._away and not self._done:
-            self._since = self._admission.entered(self._caller)
+            self._since = self._admission.entered(self._caller, self._route)
 
-    def done(self, route: str | None) -> None:
-        """The request is over; its place is free. `route` is its template where it was answered, None where it was given up."""
-        self._pass()
+    def done(self, *, answered: bool) -> None:
+        """The request is over; its place is free. Nothing is learnt from one that was given up, or refused for what it asked."""
         if not self._away:
-            self._active_seconds += self._admission.left(self._caller) - self._since
+            self._active_seconds += self._admission.left(self._caller, self._route) - self._since
         self._done = True
-        if route is not None:
-            self._admission.learn(self._era, route, self._active_seconds, max(self.lane_seconds.values(), default=0.0))
-
-    def _pass(self) -> None:
-        """The first stretch of its work is over: a stream has many, and ends long after the one that others wait for."""
-        if not self._passed:
-            self._passed = True
-            self._admission.passed()
+        if answered:
+            self._admission.learn(self._era, self._route, self._active_seconds, max(self.lane_seconds.values(), default=0.0))
 
 
 class Admission:
@@ -101,13 +109,11 @@ class Admission:
         self._last_refusal = -math.inf
         self._refusals = 0.0  # of about the last second
         self._refusals_at = 0.0
-        self._usual_seconds: dict[str, Usual] = {}
-        self._usual_active = Usual()
-        self._lane_seconds = 0.0
-        self._loop_seconds = 0.0
+        self.routes: dict[str, Route] = {}
+        self._usual_active = Usual(clock, RISE_SECONDS)
+        self._late = deque([0.0] * PROBES, PROBES)
         self._slowness: list[float] = []
         self._control_at = 0.0
-        self._window = LateLoop(clock)
         self._elsewhere_limit = 0.0
         self._elsewhere: Mapping[str, int] = {}
 
@@ -128,11 +134,12 @@ class Admission:
 
     @property
     def expected_wait_seconds(self) -> float:
-        """How long what is at work now will take."""
-        return self.active * max(self._lane_seconds, self._loop_seconds)
+        """How long who comes now waits for those at work."""
+        lanes = sum(route.active * route.lane_seconds.value for route in self.routes.values())
+        return max(lanes, TURNS * sorted(self._late)[-1 - LATER_PROBES])
 
-    def admit(self, caller: str, patience: float = 1.0) -> Ticket:
-        """A place for a request of this caller. `patience` is how many times as long as others it may wait.
+    def admit(self, caller: str, route: str = "", patience: float = 1.0) -> Ticket:
+        """A place for a request of this caller. `route` is one of a bounded set of names, `patience` how many times as long it may wait.
 
         Raises `TooManyRequests` when only this caller has to wait, `Overloaded` when all have.
         """
@@ -151,51 +158,48 @@ class Admission:
                 raise self._refusal(now, of_all=callers == 1)
             if not has and len(self._active_of) >= MOST_TENANTS * self.limit:
                 raise self._refusal(now, of_all=True)
-        return Ticket(self, caller)
+        known = self.routes.get(route)
+        if known is None:
+            known = self.routes[route] = Route(self._clock)
+        return Ticket(self, caller, known)
 
-    def probe(self, late_seconds: float) -> None:
-        """How late the event loop woke a timer just now; to be told every `PROBE_SECONDS` while requests are active."""
-        per_request = self._window.closed(late_seconds)
-        if per_request is not None:
-            self._loop_seconds = per_request
+    def probe(self, late_seconds: float) -> bool:
+        """Take in how late the event loop woke a timer just now; whether to do so again `PROBE_SECONDS` later: nobody waits when not."""
+        if self.active:
+            self._late.append(late_seconds)
+        else:
+            self._late.extend([0.0] * PROBES)
+        return self.active > 0
 
     # ------------------------------------------------------------------------------------------------ for tickets
-    def entered(self, caller: str) -> float:
+    def entered(self, caller: str, route: Route) -> float:
         """One more is active. Returns the time."""
-        now = self._clock()
         self.active += 1
+        route.active += 1
         self._active_of[caller] = self._active_of.get(caller, 0) + 1
-        self._window.busy(now, self.active)
-        return now
+        return self._clock()
 
-    def left(self, caller: str) -> float:
+    def left(self, caller: str, route: Route) -> float:
         """One less is active. Returns the time."""
-        now = self._clock()
         self.active -= 1
+        route.active -= 1
         left = self._active_of[caller] - 1
         if left:
             self._active_of[caller] = left
         else:
             del self._active_of[caller]
-        self._window.busy(now, self.active)
-        return now
+        return self._clock()
 
-    def passed(self) -> None:
-        """One request more has done its first work."""
-        self._window.passed += 1
-
-    def learn(self, era: int, route: str, active_seconds: float, lane_seconds: float) -> None:
+    def learn(self, era: int, route: Route, active_seconds: float, lane_seconds: float) -> None:
         """Take in how long an answered request was active, and how long it took the lane it took most of."""
-        self._lane_seconds = self._lane_seconds * OLD + lane_seconds * NEW if self._lane_seconds else lane_seconds
+        route.lane_seconds.take(lane_seconds)
         if era != self.era:
             return
-        usual = self._usual_seconds.setdefault(route, Usual())
         if not self.pressed:
-            now = self._clock()
-            usual.take(active_seconds, now)
-            self._usual_active.take(self.active + 1, now)
-        elif usual.value:
-            self._slowness.append(active_seconds / usual.value)
+            route.seconds.take(active_seconds)
+            self._usual_active.take(self.active + 1)
+        elif route.seconds.value:
+            self._slowness.append(active_seconds / route.seconds.value)
             self._control()
 
     # ------------------------------------------------------------------------------------------------ inside
@@ -232,7 +236,7 @@ class Admission:
         """The error, which says when the queue and all that were refused of late could have been served."""
         self._refusals = self._refusals * math.exp(self._refusals_at - now) + 1
         self._refusals_at = self._last_refusal = now
-        each = max(self._lane_seconds, self._loop_seconds, 0.001)
+        each = max(self.expected_wait_seconds / self.active, 0.001)
         seconds = min(LONGEST_RETRY_SECONDS, max(SHORTEST_RETRY_SECONDS, (self.active + self._refusals) * each))
         if of_all:
             self._on_refused("overload")

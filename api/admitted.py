@@ -44,7 +44,12 @@ class Admitted:
         self._watching = False
         specs = list(specs)
         self._free = {rule for spec in specs if spec.public for rule in spec.rules}
-        self._patient = {rule.rpartition("/")[2] for spec in specs if spec.stream and "POST" in spec.methods for rule in spec.rules}
+        self._words = {part for spec in specs for rule in spec.rules for part in rule.split("/") if "<" not in part}
+        # for each shape that a route's paths have: how many times as long its requests may wait
+        self._patience = {
+            self._shape(method, rule): CHAT_PATIENCE if spec.stream and method == "POST" else 1.0
+            for spec in specs for rule in spec.rules for method in spec.methods
+        }  # fmt: skip
         self._kinds: dict[str, Kind] = {_section(rule): spec.kind for spec in specs for rule in spec.rules}
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -52,13 +57,13 @@ class Admitted:
         if scope["type"] != "http" or self._is_free(scope):
             await self._app(scope, receive, send)
             return
-        path, headers = scope["path"], scope["headers"]
-        authorization = next((value.decode("latin-1") for name, value in headers if name.lower() == b"authorization"), None)
-        patience = CHAT_PATIENCE if path.rpartition("/")[2] in self._patient and scope["method"] == "POST" else 1.0
+        authorization = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"authorization"), None)
+        shape = self._shape(scope["method"], scope["path"])
+        route = shape if shape in self._patience else ""  # all that no route has count as one
         try:
             if self._rate_limit is not None and authorization:
                 await self._keep_rate(self._rate_limit, authorization)
-            ticket = self._admission.admit(self._keys.remembered(authorization), patience)
+            ticket = self._admission.admit(self._keys.remembered(authorization), route, self._patience.get(route, 1.0))
         except Overloaded as error:
             await self._refuse(scope, receive, send, error)
             return
@@ -79,6 +84,10 @@ class Admitted:
     def _is_free(self, scope: HTTPScope) -> bool:
         return scope["method"] == "OPTIONS" or scope["path"] in self._free or scope["path"].startswith(SYSTEM)
 
+    def _shape(self, method: str, path: str) -> str:
+        """What a path has in common with its route: the words of routes that are in it, `*` for each other part, and the method."""
+        return method + " " + "/".join([part if part in self._words else "*" for part in path.split("/")])
+
     async def _serve(self, ticket: Ticket, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         status = 0
 
@@ -93,14 +102,13 @@ class Admitted:
                 ticket.come_back()
 
         token = current_load.set(ticket)
-        answered = None
+        answered = False
         try:
             await self._app(scope, receive, patient_send)
-            if status == 200:
-                answered = (scope.get("state") or {}).get(ROUTE)
+            answered = status == 200
         finally:
             current_load.reset(token)
-            ticket.done(answered)
+            ticket.done(answered=answered)
 
     async def _refuse(self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable, error: Overloaded) -> None:
         """Answer first; then let the rest of the request come in and drop it, so that the connection can be used again."""
@@ -134,8 +142,7 @@ class Admitted:
         loop.call_later(PROBE_SECONDS, self._probe, loop, time.perf_counter() + PROBE_SECONDS)
 
     def _probe(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
-        self._admission.probe(max(0.0, time.perf_counter() - due))
-        self._watching = self._admission.active > 0
+        self._watching = self._admission.probe(max(0.0, time.perf_counter() - due))
         if self._watching:
             self._next_probe(loop)
 

@@ -1,73 +1,36 @@
-"""What admission learns from the requests it lets in: how long they usually take, and how fast a late event loop gets through them."""
-
-from collections import deque
+"""What requests usually take, as admission learns it from those it has let in."""
 
 from rag.ports import Clock
 
-FIRST_SAMPLES = 20
-RISE_SECONDS = 60.0
-LATE_SECONDS = 0.005
-WINDOW_SECONDS, WINDOWS = 0.25, 4
-NEW, OLD = 1 / 32, 1 - 1 / 32
+FIRST_SAMPLES = 4
+NEW = 1 / 32
+CLIP, LEAST_CLIP = 2.0, 0.001
 
 
 class Usual:
-    """The mean of calm times. It falls soon and rises slowly: the load that ends the calm must not count as usual."""
+    """A mean that no single sample rules: 0.0 until there are a few, then the least of those; later ones count as at most twice the mean.
 
-    __slots__ = ("_at", "_samples", "value")
-
-    def __init__(self) -> None:
-        self.value = 0.0
-        self._samples = 0
-        self._at = 0.0
-
-    def take(self, sample: float, now: float) -> None:
-        """Take in a sample."""
-        self._samples += 1
-        if self._samples <= FIRST_SAMPLES:
-            share = 1 / self._samples
-        else:
-            share = min(NEW, (now - self._at) / RISE_SECONDS) if sample > self.value else NEW
-        self.value += (sample - self.value) * share
-        self._at = now
-
-
-class LateLoop:
-    """Seconds a request takes of an event loop that is late: the time with active requests over those that did their work in it.
-
-    Over the last second: a machine that lets the process wait for a moment is no queue.
+    With `rise_seconds` it falls soon and takes at least so long to follow what is higher: load that ends the calm is not usual.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    __slots__ = ("_at", "_clock", "_least", "_missing", "_rise_seconds", "value")
+
+    def __init__(self, clock: Clock, rise_seconds: float = 0.0) -> None:
+        self.value = 0.0
         self._clock = clock
-        self.passed = 0
-        self._busy_seconds = 0.0
-        self._busy_since: float | None = None
-        self._late: list[float] = []
-        self._ends_at = 0.0
-        self._last: deque[tuple[float, int, float]] = deque(maxlen=WINDOWS)
+        self._rise_seconds = rise_seconds
+        self._least = float("inf")
+        self._missing = FIRST_SAMPLES
+        self._at = 0.0
 
-    def busy(self, now: float, active: int) -> None:
-        """The number of active requests has changed."""
-        if active and self._busy_since is None:
-            self._busy_since = now
-        elif not active and self._busy_since is not None:
-            self._busy_seconds += now - self._busy_since
-            self._busy_since = None
-
-    def closed(self, late_seconds: float) -> float | None:
-        """Take in the loop's lateness; at a window's end the seconds, 0 where the loop was in time, None where nobody passed."""
-        self._late.append(late_seconds)
+    def take(self, sample: float) -> None:
+        """Take in a sample."""
         now = self._clock()
-        if now < self._ends_at:
-            return None
-        if self._busy_since is not None:
-            self._busy_seconds += now - self._busy_since
-            self._busy_since = now
-        self._last.append((self._busy_seconds, self.passed, sum(self._late) / len(self._late)))
-        self._late.clear()
-        self._busy_seconds, self.passed, self._ends_at = 0.0, 0, now + WINDOW_SECONDS
-        busy, passed, late = (sum(values) for values in zip(*self._last, strict=True))
-        if late / len(self._last) <= LATE_SECONDS:
-            return 0.0
-        return busy / passed if passed else None
+        if self._missing:
+            self._missing -= 1
+            self._least = min(self._least, sample)
+            self.value = 0.0 if self._missing else self._least
+        else:
+            share = min(NEW, (now - self._at) / self._rise_seconds) if self._rise_seconds and sample > self.value else NEW
+            self.value += (min(sample, max(CLIP * self.value, LEAST_CLIP)) - self.value) * share
+        self._at = now

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from api.admission import CALM_AFTER_SECONDS, LEAST_ACTIVE, MOST_TENANTS, PRESENT_SECONDS, Admission, Ticket
+from api.admission import CALM_AFTER_SECONDS, LEAST_ACTIVE, MOST_TENANTS, PRESENT_SECONDS, PROBE_SECONDS, TURNS, Admission, Ticket
 from rag.errors import Overloaded, TooManyRequests
 
 SERVICE_SECONDS = 0.01
@@ -21,14 +21,19 @@ class World:
         self.refused: list[str] = []
         self.admission = Admission(PATIENCE_SECONDS, clock=lambda: self.now, on_refused=self.refused.append)
 
-    def serve(self, seconds: float = SERVICE_SECONDS, caller: str = "a", lane: float = SERVICE_SECONDS) -> None:
-        ticket = self.admission.admit(caller)
+    def serve(self, seconds: float = SERVICE_SECONDS, route: str = "", lane: float = SERVICE_SECONDS) -> None:
+        ticket = self.admission.admit("a", route)
         self.finish(ticket, seconds, lane)
 
     def finish(self, ticket: Ticket, seconds: float = SERVICE_SECONDS, lane: float = SERVICE_SECONDS) -> None:
         self.now += seconds
         ticket.lane_seconds["search"] = lane
-        ticket.done("/retrieval")
+        ticket.done(answered=True)
+
+    def probe(self, late_seconds: float, times: int = 1) -> None:
+        for _ in range(times):
+            self.now += PROBE_SECONDS + late_seconds
+            self.admission.probe(late_seconds)
 
     def fill(self, caller: str = "a") -> list[Ticket]:
         """Let requests in until one is refused."""
@@ -53,7 +58,7 @@ class World:
 
 def release(tickets: list[Ticket]) -> None:
     for ticket in tickets:
-        ticket.done(None)
+        ticket.done(answered=False)
 
 
 @pytest.fixture
@@ -74,7 +79,7 @@ def test_in_calm_everyone_is_let_in_whose_expected_wait_is_within_the_patience(w
 
 
 def test_a_chat_may_wait_longer(world: World) -> None:
-    held = [world.admission.admit("a", 5.0) for _ in range(3 * HELD)]
+    held = [world.admission.admit("a", patience=5.0) for _ in range(3 * HELD)]
     assert not world.admission.pressed
     release(held)
 
@@ -183,10 +188,10 @@ def test_of_many_more_tenants_than_places_only_some_are_let_in(world: World) -> 
 def test_what_goes_on_after_its_request_is_over_takes_no_place(world: World) -> None:
     waiting, working = world.admission.admit("a"), world.admission.admit("a")
     waiting.leave()
-    waiting.done(None)
+    waiting.done(answered=False)
     waiting.come_back()
     assert world.admission.active == 1
-    working.done(None)
+    working.done(answered=False)
     working.leave()
     working.come_back()
     assert world.admission.active == 0
@@ -213,17 +218,69 @@ def test_slow_lanes_with_enough_threads_make_nobody_wait() -> None:
 
 def test_a_late_event_loop_counts_as_a_queue() -> None:
     world = World()
-    first = world.admission.admit("a")
-    for _ in range(50):
-        world.now += 0.02
-        world.admission.probe(0.015)
-        world.admission.admit("a").done("/list")
-    assert world.admission.expected_wait_seconds == pytest.approx(0.02, rel=0.2)
-    for _ in range(80):
-        world.now += 0.02
-        world.admission.probe(0.0)
+    held = [world.admission.admit("a") for _ in range(LEAST_ACTIVE)]
+    world.probe(0.05, 10)
+    assert world.admission.expected_wait_seconds == pytest.approx(TURNS * 0.05)
+    world.probe(0.5, 10)
+    with pytest.raises(Overloaded):
+        world.admission.admit("a")
+    world.probe(0.0, 10)
     assert world.admission.expected_wait_seconds == 0.0
-    first.done(None)
+    release(held)
+
+
+def test_how_late_the_loop_was_is_forgotten_when_nobody_is_left() -> None:
+    world = World()
+    ticket = world.admission.admit("a")
+    world.probe(0.5, 10)
+    ticket.done(answered=False)
+    world.probe(0.5)
+    assert world.admission.expected_wait_seconds == 0.0
+
+
+def test_a_machine_that_stood_still_for_two_seconds_is_no_queue(world: World) -> None:
+    working = [world.admission.admit("a") for _ in range(16)]
+    world.probe(2.0)
+    for ticket in working:
+        world.finish(ticket, 0.001, lane=2.0)
+    world.admission.probe(0.1)
+    held = [world.admission.admit("a") for _ in range(HELD // 2)]  # all that came meanwhile
+    assert not world.admission.pressed
+    assert world.admission.expected_wait_seconds < PATIENCE_SECONDS
+    release(held)
+
+
+def test_a_costly_request_makes_no_queue_of_cheap_ones_on_other_routes(world: World) -> None:
+    for _ in range(50):
+        world.serve(seconds=3.0, route="upload", lane=3.0)
+    uploading = world.admission.admit("a", "upload", patience=5.0)
+    assert world.admission.expected_wait_seconds == pytest.approx(3.0)
+    uploading.leave()  # for its client
+    held = [world.admission.admit("a") for _ in range(HELD)]
+    assert world.admission.expected_wait_seconds == pytest.approx(HELD * SERVICE_SECONDS)
+    release([*held, uploading])
+    assert world.admission.expected_wait_seconds == 0.0
+
+
+def test_a_cold_first_request_is_not_what_its_route_usually_takes() -> None:
+    world = World()
+    world.serve(seconds=3.0, lane=3.0)
+    held = [world.admission.admit("a") for _ in range(HELD)]
+    assert not world.admission.pressed
+    for ticket in held[:10]:
+        world.finish(ticket)
+    assert world.admission.expected_wait_seconds == pytest.approx((HELD - 10) * SERVICE_SECONDS)
+    release(held[10:])
+
+
+def test_no_single_slow_request_is_what_its_route_usually_takes_but_many_are(world: World) -> None:
+    with_one = world.admission.admit("a")
+    world.serve(seconds=100 * SERVICE_SECONDS, lane=100 * SERVICE_SECONDS)
+    assert world.admission.expected_wait_seconds < 1.1 * SERVICE_SECONDS
+    for _ in range(300):
+        world.serve(seconds=100 * SERVICE_SECONDS, lane=100 * SERVICE_SECONDS)
+    assert world.admission.expected_wait_seconds > 90 * SERVICE_SECONDS
+    with_one.done(answered=False)
 
 
 def test_a_share_is_one_of_all_processes_together(world: World) -> None:
@@ -256,31 +313,15 @@ def test_streams_that_go_on_for_long_do_not_look_like_slow_work() -> None:
     world = World()
     streams = []
     for _ in range(200):  # 50 begin each second, none ends, and the loop is late
-        world.now += 0.02
-        ticket = world.admission.admit("a", 5.0)
+        ticket = world.admission.admit("a", patience=5.0)
         ticket.lane_seconds["db"] = 0.001
         ticket.leave()
         streams.append(ticket)
-        world.admission.probe(0.02)
-    working = [world.admission.admit("a", 5.0) for _ in range(20)]
+        world.probe(0.02)
+    working = [world.admission.admit("a", patience=5.0) for _ in range(20)]
     for _ in range(20):
-        world.now += 0.02
-        world.admission.admit("a", 5.0).done("/list")
-        world.admission.probe(0.02)
-    assert world.admission.expected_wait_seconds < 1.0
+        world.admission.admit("a", patience=5.0).done(answered=True)
+        world.probe(0.02)
+    assert world.admission.expected_wait_seconds < PATIENCE_SECONDS
     assert not world.admission.pressed
     release(streams + working)
-
-
-def test_a_moment_in_which_the_machine_does_other_things_is_no_queue() -> None:
-    world = World()
-    working = [world.admission.admit("a") for _ in range(10)]
-    for _ in range(50):
-        world.now += 0.02
-        world.admission.admit("a").done("/list")
-        world.admission.probe(0.0)
-    world.now += 0.3  # nothing at all happens
-    world.admission.probe(0.3)
-    world.admission.admit("a").done("/list")
-    assert not world.admission.pressed
-    release(working)

@@ -1,6 +1,7 @@
 """api/admitted.py: what a refused caller gets, what is never refused, and who frees a place."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from api.admission import Admission, Ticket
+from api.admission import Admission, Route, Ticket
 from api.app import create_app
 from api.asgi import PressingBody
 from api.memory import Memory
@@ -31,7 +32,7 @@ def full(api: Server, admission: Admission) -> Iterator[Admission]:
     admission.era, admission.limit, admission._last_refusal = 1, 10.0, float("inf")
     yield admission
     for ticket in held:
-        ticket.done(None)
+        ticket.done(answered=False)
 
 
 async def ask(api: Server, method: str, path: str, body: list[bytes] | None = None) -> tuple[list[dict[str, Any]], int]:
@@ -99,6 +100,14 @@ async def test_refusals_are_counted_and_leave_no_line_in_the_access_log(api: Ser
     assert f'millrace_requests_total{{method="GET",route="refused",status="{sent[0]["status"]}"}} 1.0' in text
 
 
+async def test_each_route_is_known_by_what_it_usually_takes_and_unknown_paths_are_one(api: Server, admission: Admission) -> None:
+    dataset = await api.dataset()
+    for path in ("/datasets", f"/datasets/{dataset}", f"/datasets/{'0' * 32}", "/x", "/datasets/x/y/z", "/datasets/documents/documents"):
+        await api.call("GET", path)
+    assert sorted(admission.routes) == ["", "GET /api/v1/datasets", "GET /api/v1/datasets/*", "POST /api/v1/datasets"]
+    assert [route.active for route in admission.routes.values()] == [0, 0, 0, 0]
+
+
 async def test_another_tenant_gets_its_share(api: Server, admission: Admission) -> None:
     for key in (api.key, api.other_key):
         assert (await api.call("GET", "/datasets", key=key)).status == 200  # a key that was used is known
@@ -109,7 +118,7 @@ async def test_another_tenant_gets_its_share(api: Server, admission: Admission) 
     again = await api.call("GET", "/datasets")
     assert (refused.status, again.status) == (429, 429)
     for ticket in held:
-        ticket.done(None)
+        ticket.done(answered=False)
 
 
 async def test_an_answered_request_frees_its_place(api: Server, admission: Admission) -> None:
@@ -149,7 +158,7 @@ async def test_the_wait_for_a_clients_body_takes_no_place(admission: Admission) 
             super().leave()
             left.set()
 
-    ticket = Noted(admission, "")
+    ticket = Noted(admission, "", Route(time.monotonic))
     token = current_load.set(ticket)
     reading = asyncio.create_task(anext(body))
     current_load.reset(token)
@@ -158,7 +167,7 @@ async def test_the_wait_for_a_clients_body_takes_no_place(admission: Admission) 
     body.append(b"came")
     assert await reading == b"came"
     assert admission.active == 1
-    ticket.done(None)
+    ticket.done(answered=False)
 
 
 async def test_a_key_that_asks_more_often_than_its_limit_is_told_when_to_come_back(api: Server) -> None:

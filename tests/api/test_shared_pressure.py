@@ -81,4 +81,4 @@ async def test_pressed_processes_are_summed_and_calm_ones_left_out() -> None:
     await asyncio.wait({sharing})
     assert admission.said == (7.0, {"a": 3, "b": 3})
     assert board.heard == [b'[0.0,{"a":1}]']
-    ticket.done(None)
+    ticket.done(answered=False)
