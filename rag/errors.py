@@ -140,3 +140,10 @@ class ProviderBadReply(ProviderError):
 
 class SettingsError(MillraceError):
     """A setting is unknown or malformed. One line, fit for the console."""
+
+
+def why_failed(failure: BaseException) -> str:
+    """Why a step failed, fit to show to a caller: what our own errors say; of others only whether time ran out."""
+    if isinstance(failure, MillraceError):
+        return str(failure)
+    return "no answer in time" if isinstance(failure, TimeoutError) else "an unexpected error"

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from rag.deadline import at_most
-from rag.errors import MillraceError
+from rag.errors import why_failed
 from rag.stages import stage
 
 SHARE_OF_TIME = 0.4  # what a node with a limit gets of the time left, so that the answer is reached without it
@@ -57,7 +57,7 @@ class Outcome:
     @property
     def reasons(self) -> dict[str, str]:
         """Why they failed, in our own words."""
-        return {name: _reason(error) for name, error in self.failures.items()}
+        return {name: why_failed(error) for name, error in self.failures.items()}
 
 
 class Flow:
@@ -112,12 +112,6 @@ async def _run_node(node: Node, outcome: Outcome) -> None:
         outcome.values[node.name] = node.default
         outcome.failures[node.name] = error
     outcome.timings[node.name] = round((time.perf_counter() - started) * 1000, 3)
-
-
-def _reason(failure: Exception) -> str:
-    if isinstance(failure, MillraceError):
-        return str(failure)
-    return "no answer in time" if isinstance(failure, TimeoutError) else "an unexpected error"
 
 
 def _first(failures: BaseExceptionGroup) -> BaseException:
