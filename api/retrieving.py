@@ -11,7 +11,7 @@ from api.parts import Parts
 from db.services import document_service, metadata_service
 from rag import stages
 from rag.deadline import at_most
-from rag.errors import DeadlineExceeded, NotFound, Overloaded, ProviderError, Unavailable
+from rag.errors import DeadlineExceeded, NotFound, Overloaded, ProviderError, Unavailable, why_failed
 from rag.flow import question as helpers
 from rag.flow.chat import QUESTION_SECONDS
 from rag.flow.metadata_filter import choose_conditions
@@ -183,7 +183,7 @@ async def _document_ids(parts: Parts, search: Search, question: str, missing: Mi
                 conditions.append(chosen)
         except HELP_FAILURES as error:
             log.warning("metadata filter left out", error=type(error).__name__)
-            missing["filter"] = _reason(error)
+            missing["filter"] = why_failed(error)
     ids = wanted.document_ids
     tenant_id, dataset_ids = search.request.tenant_id, search.request.dataset_ids
     for condition in conditions:
@@ -249,9 +249,5 @@ async def _add(
             return await ask(model)
     except HELP_FAILURES as error:
         log.warning("question searched without the chat model's help", help=name, error=type(error).__name__)
-        missing[name] = _reason(error)
+        missing[name] = why_failed(error)
         return ()
-
-
-def _reason(error: Exception) -> str:
-    return "no answer in time" if isinstance(error, TimeoutError) else str(error)

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from rag.deadline import at_most
-from rag.errors import DeadlineExceeded, InvalidArgument, MillraceError, Overloaded, ProviderBadReply, ProviderError, Unavailable
+from rag.errors import DeadlineExceeded, InvalidArgument, Overloaded, ProviderBadReply, ProviderError, Unavailable, why_failed
 from rag.nlp.fuse import Ranking, fuse, fuse_reranked
 from rag.nlp.highlight import Highlighter
 from rag.nlp.query import question_terms
@@ -102,7 +102,7 @@ async def async_retrieval(
                     vector, trust = await embedder.embed_query(question), embedder.trust(question)
             except _MODEL_FAILURES as exc:
                 degraded.append("embed")
-                reasons["embed"] = _reason(exc)
+                reasons["embed"] = why_failed(exc)
                 _log.warning("embedding failed, searching by text only", error=type(exc).__name__, reason=reasons["embed"])
 
     search = _search_request(request, question_as_terms, vector, embedder.space if embedder is not None and vector is not None else "")
@@ -120,7 +120,7 @@ async def async_retrieval(
                 )  # fmt: skip
             except _MODEL_FAILURES as exc:
                 degraded.append("rerank")
-                reasons["rerank"] = _reason(exc)
+                reasons["rerank"] = why_failed(exc)
                 _log.warning("reranking failed, keeping the fused order", error=type(exc).__name__, reason=reasons["rerank"])
 
     elif refusal is not None and len(candidates.ids):
@@ -185,11 +185,6 @@ def _refusal(reranker: Reranker) -> ProviderError | None:
     except ProviderError as refusal:
         return refusal
     return None
-
-
-def _reason(failure: BaseException) -> str:
-    """Why a stage failed: our own errors say so in words of our own."""
-    return str(failure) if isinstance(failure, MillraceError) else "no answer in time"
 
 
 def _check(request: RetrievalRequest) -> None:
