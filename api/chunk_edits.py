@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,10 @@ import xxhash
 
 from api.parts import Parts
 from api.token_counters import token_counter
-from db.services import document_service, state_service
+from db.services import document_service, state_service, task_service
 from db.services.document_service import DocumentRecord
-from rag.errors import Conflict, InvalidArgument, TooLarge
+from db.services.task_service import Drop
+from rag.errors import Conflict, InvalidArgument, TooLarge, Unavailable
 from rag.nlp.tokenize import chunk_terms
 from rag.ports import ChunkStore, Embedder
 from rag.types import Chunk, ChunkSelector
@@ -40,7 +42,10 @@ def chunk_id(content: str, document_id: str) -> str:
 
 
 async def add(parts: Parts, tenant_id: str, chunk: Chunk, embedder: Embedder) -> Chunk | None:
-    """Store a chunk made by hand: as it was stored, findable when this returns. None: its document is gone."""
+    """Store a chunk made by hand: as it was stored, findable when this returns. None: its document is gone.
+
+    Raises `Unavailable` while the document's old chunks are being dropped, and this one would go with them.
+    """
     chunk, tokens = await parts.lanes.search.run(_analysed, chunk, embedder.tokenizer_path)
     vector = await embed(embedder, chunk)
     added = await parts.session.write(_add, parts.store, tenant_id, chunk, vector, embedder.space, tokens)
@@ -91,10 +96,17 @@ async def remove_all(parts: Parts, document: DocumentRecord, embedder: Embedder)
         left -= CHUNKS_AT_ONCE
 
 
-async def drop(parts: Parts, tenant_id: str, document_ids: Sequence[str]) -> None:
-    """Delete all chunks of documents whose parse run was just started or stopped, and count what came meanwhile."""
-    await parts.lanes.write.run(parts.store.delete, tenant_id, ChunkSelector(document_ids=tuple(document_ids)))
-    await parts.session.write(_recount, parts.store, tenant_id, document_ids)
+async def drop(parts: Parts, tenant_id: str, drops: Sequence[Drop]) -> None:
+    """Delete the old chunks of documents that were just started, stopped or reset. What fails here a worker does: see task_service.py."""
+    if not drops:
+        return
+    by_version: defaultdict[int, list[str]] = defaultdict(list)
+    for item in drops:
+        by_version[item.version].append(item.document_id)
+    for version, ids in by_version.items():
+        selector = ChunkSelector(document_ids=tuple(ids), versions_below=version, with_added=True)
+        await parts.lanes.write.run(parts.store.delete, tenant_id, selector)
+    await parts.session.write(task_service.dropped, drops)
 
 
 def embedded_text(chunk: Chunk) -> str:
@@ -122,14 +134,11 @@ def image_of(dataset_id: str, owner_id: str, encoded: str) -> Image:
     return Image(f"{dataset_id}-{owner_id}", base64.b64encode(raw).decode())
 
 
-async def follow(parts: Parts, after: DocumentRecord, *, named: bool, switched: bool, dropped: bool) -> None:
-    """Bring the document's chunks in line with a change of the document; `dropped` ones are deleted.
+async def follow(parts: Parts, after: DocumentRecord, *, named: bool, switched: bool) -> None:
+    """Bring the document's chunks in line with a change of the document.
 
     A name or a switch that was sent is followed also where the document had it before: an earlier call may have broken off in between.
     """
-    if dropped:
-        await drop(parts, after.tenant_id, [after.id])
-        return
     if named:
         await _rename(parts, after)
     if switched:
@@ -153,6 +162,8 @@ def _add(store: ChunkStore, tenant_id: str, chunk: Chunk, vector: np.ndarray, sp
     document = document_service.hold(tenant_id, chunk.document_id)
     if document is None:
         return None
+    if task_service.is_dropping(document.id):
+        raise Unavailable("the document's old chunks are still being removed")
     chunk = replace(chunk, document_name=document.name, available=document.enabled)
     store.put(tenant_id, [chunk], vector, space, wait=False)
     state_service.add_counts(document.id, 1, tokens)
@@ -190,12 +201,6 @@ def _take_all(store: ChunkStore, document: DocumentRecord) -> bool:
     store.delete(document.tenant_id, ChunkSelector(document_ids=(document.id,)))
     state_service.recount(document.id, 0)
     return True
-
-
-def _recount(store: ChunkStore, tenant_id: str, document_ids: Sequence[str]) -> None:
-    for document_id in document_ids:
-        document_service.hold(tenant_id, document_id)
-        state_service.recount(document_id, store.count(tenant_id, ChunkSelector(document_ids=(document_id,))))
 
 
 def _switch(store: ChunkStore, document: DocumentRecord) -> None:

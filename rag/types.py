@@ -62,13 +62,14 @@ class StoredChunk:
 class ChunkSelector:
     """Which chunks of a tenant a delete, count or switch touches: all conditions given must hold; at least one must be given.
 
-    `versions_below` selects parsed chunks (version >= 1) of an older parse run only; chunks added by hand stay.
+    `versions_below` selects parsed chunks (version >= 1) of an older parse run only; chunks added by hand stay, but `with_added`.
     """
 
     dataset_ids: tuple[str, ...] | None = None
     document_ids: tuple[str, ...] | None = None
     chunk_ids: tuple[str, ...] | None = None
     versions_below: int | None = None
+    with_added: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,13 +241,14 @@ class ParsedDocument:
 class IngestTask:
     """A leased piece of background work. `version` numbers the document's parse run, from 1.
 
-    A sweep removes what a stopped parse run left behind: parsed chunks of `version` and those below.
+    A sweep removes what a stopped parse run left behind: parsed chunks of `version` and those below. A drop removes what a document
+    had before it was started again, or stopped: chunks of versions below `version`, and those added by hand.
 
     `available` false means that the document is switched off: its chunks are to be stored so.
     """
 
     id: str
-    kind: Literal["parse", "purge", "sweep"]
+    kind: Literal["parse", "purge", "sweep", "drop"]
     tenant_id: str
     dataset_id: str
     document_id: str

@@ -68,7 +68,7 @@ async def list_documents(dataset_id: str) -> Response:
     session = parts().session
     if request.args.get("type") == "filter":
         facets = await session.read(document_service.facets, dataset.id, query)
-        return respond.success(await parts().lanes.search.run(document_wire.facets, *facets))
+        return respond.success(await parts().lanes.search.run(document_wire.facets, facets))
     total, records = await session.read(document_service.search, dataset.id, query)
     tenant = await session.read(tenant_service.get_tenant, tenant_id())
     since, until = _milliseconds("create_time_from"), _milliseconds("create_time_to")
@@ -261,14 +261,15 @@ async def _apply(document: DocumentRecord, change: schema.DocumentUpdate) -> Doc
     seen_by_worker = bool(values.keys() & {"name", "enabled", "parser_config"})
     try:
         if again:
-            changed = await parts().session.write(document_service.reset, document.id, values)
+            changed, drops = await parts().session.write(document_service.reset, document.id, values)
         else:
             changed = await parts().session.write(document_service.update, document.id, values, restart=seen_by_worker)
     except Conflict as error:
         raise _duplicate_name() from error
-    if changed is not None:
-        named, switched = change.name is not None, change.enabled is not None
-        await chunk_edits.follow(parts(), changed, named=named, switched=switched, dropped=again)
+    if again:
+        await chunk_edits.drop(parts(), tenant_id(), drops)
+    elif changed is not None:
+        await chunk_edits.follow(parts(), changed, named=change.name is not None, switched=change.enabled is not None)
     return changed
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
 from quart import Response
 
 from api import chunk_edits, respond
@@ -17,8 +18,10 @@ from api.schema.base import SHOWN_IDS
 from db.services import document_service, task_service
 from db.services.dataset_service import DatasetRecord
 from db.services.document_service import DocumentRecord
+from rag.errors import MillraceError
 
 api = Routes("parsing")
+log = structlog.get_logger("millrace.parsing")
 
 REQUIRED = "`document_ids` is required"
 NOT_RUNNING = "Can't stop parsing document that has not started or already completed"
@@ -94,14 +97,14 @@ async def _look_up(dataset: DatasetRecord, ids: Sequence[str]) -> tuple[list[Doc
 
 
 async def _start(documents: Sequence[DocumentRecord]) -> None:
-    """Documents are RUNNING in the first step, their old chunks go in between, workers may begin after the second."""
+    """The runs are on their way when this returns: those of documents whose old chunks could not be removed here wait for a worker."""
     if not documents:
         return
-    started = await parts().session.write(task_service.start, [document.id for document in documents])
-    again = [run.document_id for run in started if not run.first]
-    if again:
-        await chunk_edits.drop(parts(), tenant_id(), again)
-    await parts().session.write(task_service.release, started)
+    drops = await parts().session.write(task_service.start, [document.id for document in documents])
+    try:
+        await chunk_edits.drop(parts(), tenant_id(), drops)
+    except MillraceError as error:
+        log.warning("old chunks are left to a worker", documents=len(drops), error=f"{type(error).__name__}: {error}")
     worker = parts().worker
     if worker is not None:
         worker.wake()
@@ -110,8 +113,7 @@ async def _start(documents: Sequence[DocumentRecord]) -> None:
 async def _stop(documents: Sequence[DocumentRecord]) -> None:
     if documents:
         ids = [document.id for document in documents]
-        await parts().session.write(task_service.stop, ids)
-        await chunk_edits.drop(parts(), tenant_id(), ids)
+        await chunk_edits.drop(parts(), tenant_id(), await parts().session.write(task_service.stop, ids))
 
 
 def _unknown(ids: Sequence[str]) -> ApiError:

@@ -11,7 +11,7 @@ from db.dialect import alone, among, has_part, locked
 from db.models import Dataset, Document, name_key, now_ms, proxy
 from db.records import free_name, freeze, only, page_of
 from db.services import state_service, task_service
-from db.services.task_service import Purge
+from db.services.task_service import Drop, Purge
 from rag.errors import Conflict, Unavailable
 
 NAME_BYTES = 255
@@ -200,14 +200,11 @@ def merge_config(document_id: str, keys: Mapping[str, Any]) -> DocumentRecord | 
     return None if row is None else update(document_id, {"parser_config": row.parser_config | dict(keys)})
 
 
-def reset(document_id: str, values: Mapping[str, Any]) -> DocumentRecord | None:
-    """The document with these columns changed and as if never parsed; the caller deletes its chunks from the store."""
-    row = Document.get_or_none(Document.id == document_id)
-    if row is None:
-        return None
-    task_service.stop([document_id])
+def reset(document_id: str, values: Mapping[str, Any]) -> tuple[DocumentRecord | None, list[Drop]]:
+    """The document with these columns changed and as if never parsed, and what of it must go, as after `task_service.stop`."""
+    drops = task_service.stop([document_id])
     blank = {"run": "UNSTART", "progress": 0.0, "progress_msg": "", "process_begin_at": None, "process_duration": 0.0}
-    return update(document_id, {**values, **blank})
+    return update(document_id, {**values, **blank}), drops
 
 
 def delete(tenant_id: str, dataset_id: str, document_ids: Sequence[str] | None) -> list[Purge]:

@@ -10,7 +10,7 @@ from peewee import Expression
 
 from db.dialect import locked, shared_now_ms
 from db.models import Dataset, Document, Task
-from db.services import state_service
+from db.services import state_service, task_service
 from rag.types import IngestTask
 
 ATTEMPTS = 20  # leases of one task that were lost with their worker, before the next ones keep their distance
@@ -68,10 +68,16 @@ def report(task: IngestTask, worker: str, progress: float, message: str) -> bool
 
 
 def finish(task: IngestTask, worker: str, *, chunk_count: int, token_count: int, message: str) -> bool:
-    """Remove the task; a parsed document is DONE and counts its new chunks, too. False: nothing was written."""
+    """Remove the task; a parsed document is DONE and counts its new chunks, too. False: nothing was written.
+
+    After a drop the document's parse run begins, if one waits for it.
+    """
     document, row = _both(task, worker)
     if row is None:
         return False
+    if row.kind == "drop" and document is not None:
+        task_service.end_drop(row, document)
+        return True
     row.delete_instance()
     if document is not None:
         state_service.set_counts(document, max(0, document.chunk_count + chunk_count), max(0, document.token_count + token_count))
@@ -87,6 +93,8 @@ def fail(task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
     failures = row.failures + 1
     if row.kind != "parse":
         _release(row, failures, min(PURGE_BACKOFF_MS, 1_000 << min(failures, 10)))
+        if document is not None and document.run == "RUNNING":
+            state_service.tell(document, message)
     elif retry and failures < FAILURES:
         _release(row, failures, BACKOFF_MS[failures - 1])
         if document is not None:
@@ -135,8 +143,8 @@ def _row(task: IngestTask, worker: str) -> Task | None:
 
 
 def _both(task: IngestTask, worker: str) -> tuple[Document | None, Task | None]:
-    """A parse task's document, held, and the task's row if it is still the worker's, held as well."""
-    document = state_service.hold(task.document_id) if task.kind == "parse" else None
+    """The document of a parse or a drop, held, and the task's row if it is still the worker's, held as well."""
+    document = state_service.hold(task.document_id) if task.kind in task_service.RUN else None
     return document, _row(task, worker)
 
 

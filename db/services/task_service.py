@@ -5,6 +5,9 @@ raises it, stopping removes the task, and either way the worker that still holds
 A purge task is the outbox of a deletion (and the pledge of an upload): it is written in the transaction that removes the
 rows, whoever removed them purges chunks and file at once and takes the task back, and if that server dies, a worker does it.
 A sweep task follows a stop: it removes what the stopped run's worker still wrote, if that was killed before it could itself.
+A drop task is what stands between a document's old chunks and its new ones. Starting again, stopping and resetting write it in
+the place of the parse task; it ends, and becomes the parse task of a run that waits, only when the old chunks are gone. The
+server that wrote it comes first, and if that fails or dies, a worker does it, again and again until it is done.
 
 Workers find their side of it in lease_service.py. Times are those of the database's clock.
 """
@@ -16,13 +19,15 @@ from peewee import Expression
 
 from db.dialect import locked, shared_now_ms
 from db.models import Document, Task, new_id
+from db.services import metadata_rows
 from db.services.state_service import batches, held, set_counts, tell
 
 PURGE_DELAY_MS = 5_000  # the server that deletes comes first
 LATE_WRITES_MS = 15_000  # how long after its lease a worker may still write
-HOLD_MS = 20_000  # for deleting old chunks between the two steps of a start
+HOLD_MS = 20_000  # for the server that drops old chunks
 PLEDGE_MS = 60_000
 INSERT_ROWS = 500
+RUN = "drop", "parse"  # kinds of which a document has one, whichever its run has come to
 
 STOPPED = "Task stopped by user."
 
@@ -40,49 +45,60 @@ class Purge:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """A parse run that is on hold until the document's old chunks are gone. `first`: it has none."""
+class Drop:
+    """Chunks of a document that must go: those of parse runs below `version`, and those added by hand."""
 
     document_id: str
     version: int
-    first: bool
 
 
-def start(document_ids: Sequence[str]) -> list[Started]:
-    """Begin a new parse run of each document: RUNNING, counters at nothing, the task on hold.
+def start(document_ids: Sequence[str]) -> list[Drop]:
+    """Begin a new parse run of each document: RUNNING, counters at nothing.
 
-    The caller deletes the documents' chunks from the store and then calls `release`. If it never does, the task becomes due
-    by itself, and the chunks of older runs go when the new one is done.
+    Runs of documents that had chunks before wait: the caller deletes those from the store, then calls `dropped`.
     """
-    started, now = [], shared_now_ms()
+    drops, now = [], shared_now_ms()
     for document in held(document_ids):
-        first = document.version == 0 and document.chunk_count == 0
+        first = document.version == 0 and document.chunk_count == 0 and not is_dropping(document.id)
         set_counts(document, 0, 0)
         version = document.version + 1
         Document.update(
             run="RUNNING", progress=0.0, progress_msg="", process_begin_at=now, process_duration=0.0,
             version=version, update_time=now,
         ).where(Document.id == document.id).execute()  # fmt: skip
-        _put("parse", document, now + HOLD_MS, version=version, blob_key=document.location)
-        started.append(Started(document.id, version, first))
-    return started
+        if first:
+            _put("parse", document, now, version=version)
+        else:
+            drops.append(_put_drop(document, version))
+    return drops
 
 
-def release(started: Sequence[Started]) -> None:
-    """Make the held tasks due.
-
-    A run that went on in the meantime (the hold ran out, or somebody started the document again) may have lost chunks to the
-    caller's delete: it begins anew.
-    """
-    now = shared_now_ms()
-    for batch in batches(started):
-        versions = {item.document_id: item.version for item in batch}
+def dropped(drops: Sequence[Drop]) -> None:
+    """The chunks are gone: end their tasks, but for those that a worker has by now, or that something newer has replaced."""
+    for batch in batches(drops):
+        versions = {drop.document_id: drop.version for drop in batch}
         for document in held(list(versions)):
-            version = versions[document.id]
-            unclaimed = Task.document_id == document.id, Task.kind == "parse", Task.version == version, Task.owner.is_null()
-            if Task.update(due_at=now).where(*unclaimed).execute() or document.run not in ("RUNNING", "DONE"):
-                continue
-            restart(document)
+            own = Task.document_id == document.id, Task.kind == "drop", Task.version == versions[document.id], Task.owner.is_null()
+            task = locked(Task.select().where(*own)).first()
+            if task is not None:
+                end_drop(task, document)
+
+
+def end_drop(task: Task, document: Document) -> None:
+    """Let the parse run that waited for a held drop task begin; without one the task is done.
+
+    Whatever was counted since the task was written is gone: nothing can be added meanwhile (`is_dropping`).
+    """
+    set_counts(document, 0, 0)
+    if document.run == "RUNNING" and document.version == task.version:
+        _put("parse", document, shared_now_ms(), version=task.version)
+    else:
+        task.delete_instance()
+
+
+def is_dropping(document_id: str) -> bool:
+    """Whether the document's old chunks are still to be dropped: one that is added now would go with them."""
+    return Task.select().where(Task.kind == "drop", Task.document_id == document_id).exists()
 
 
 def restart(document: Document) -> None:
@@ -90,19 +106,20 @@ def restart(document: Document) -> None:
     by_hand = document.chunk_count, max(0, document.token_count)  # all that a run under way has counted so far
     set_counts(document, *(by_hand if document.run == "RUNNING" else (0, 0)))
     Document.update(run="RUNNING", version=document.version + 1, progress=0.0).where(Document.id == document.id).execute()
-    _put("parse", document, shared_now_ms(), version=document.version + 1, blob_key=document.location)
+    _put("drop" if is_dropping(document.id) else "parse", document, shared_now_ms(), version=document.version + 1)
 
 
-def stop(document_ids: Sequence[str]) -> None:
-    """CANCEL the documents and take their tasks from the workers; the caller deletes their chunks from the store."""
+def stop(document_ids: Sequence[str]) -> list[Drop]:
+    """CANCEL the documents and take their tasks from the workers; the caller deletes their chunks from the store, then calls `dropped`."""
+    drops = []
     for document in held(document_ids):
         parsing = locked(Task.select().where(Task.kind == "parse", Task.document_id == document.id)).first()
-        if parsing is not None:
-            parsing.delete_instance()
+        drops.append(_put_drop(document, document.version + 1))
         if parsing is not None and (parsing.attempt > 0 or parsing.lease_until > 0):  # a worker had it, or gave it back
             _put("sweep", document, max(parsing.lease_until, shared_now_ms()) + LATE_WRITES_MS, version=document.version)
         set_counts(document, 0, 0)
         tell(document, STOPPED, progress=0.0, run="CANCEL")
+    return drops
 
 
 def remove_documents(tenant_id: str, which: Expression) -> list[Purge]:
@@ -119,6 +136,7 @@ def remove_documents(tenant_id: str, which: Expression) -> list[Purge]:
         leases = _leases(ids)
         Task.delete().where(Task.document_id.in_(ids)).execute()
         Document.delete().where(Document.id.in_(ids)).execute()
+        metadata_rows.remove(ids)
         tasks = []
         for row in batch:
             # a worker may still write: one at it now, or one that was until a moment ago (stopped, slow, its lease lost)
@@ -166,12 +184,17 @@ def _leases(document_ids: Sequence[str]) -> dict[str, int]:
     return {row.document_id: row.lease_until if row.kind == "parse" else row.due_at - LATE_WRITES_MS for row in rows}
 
 
-def _put(kind: str, document: Document, due_at: int, *, version: int, blob_key: str = "") -> None:
+def _put_drop(document: Document, version: int) -> Drop:
+    _put("drop", document, shared_now_ms() + HOLD_MS, version=version)
+    return Drop(document.id, version)
+
+
+def _put(kind: str, document: Document, due_at: int, *, version: int) -> None:
     """Write the document's task of this kind, in the place of the one before."""
-    Task.delete().where(Task.kind == kind, Task.document_id == document.id).execute()
+    Task.delete().where(Task.kind.in_(RUN if kind in RUN else (kind,)), Task.document_id == document.id).execute()
     Task.create(
         kind=kind, tenant_id=document.tenant_id, dataset_id=document.dataset_id, document_id=document.id,
-        blob_key=blob_key, version=version, due_at=due_at,
+        version=version, due_at=due_at,
     )  # fmt: skip
 
 

@@ -106,6 +106,11 @@ class Pipeline:
         selector = ChunkSelector(document_ids=(task.document_id,), versions_below=task.version + 1)
         await self._store_call(self._store.delete, task.tenant_id, selector)
 
+    async def drop(self, task: IngestTask) -> None:
+        """Remove what the document had before: parsed chunks of the versions below the task's, and those added by hand."""
+        selector = ChunkSelector(document_ids=(task.document_id,), versions_below=task.version, with_added=True)
+        await self._store_call(self._store.delete, task.tenant_id, selector)
+
     async def purge(self, task: IngestTask) -> None:
         """Remove all chunks and the file of a document that was deleted."""
         await self._store_call(self._store.delete, task.tenant_id, ChunkSelector(document_ids=(task.document_id,)))

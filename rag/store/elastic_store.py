@@ -23,7 +23,7 @@ from rag.store.elastic_search import NOTHING, UnknownVectorField, search
 from rag.store.elastic_write import FieldMissing, Item, write
 from rag.store.mapping import MOST_HITS, chunk_from, document, kept, unpacked
 from rag.store.rows import stored_id
-from rag.store.selection import EMPTY_SELECTOR, matcher
+from rag.store.selection import EMPTY_SELECTOR, matcher, oldest_version
 from rag.store.vectors import checked_units
 from rag.types import Candidates, Chunk, ChunkSelector, SearchRequest, StoredChunk
 
@@ -396,7 +396,7 @@ def _filters(selector: ChunkSelector) -> list[dict[str, Any]]:
     if selector.chunk_ids is not None:
         filters.append({"terms": {"id": [stored_id(chunk_id) for chunk_id in selector.chunk_ids]}})
     if selector.versions_below is not None:
-        filters.append({"range": {"version": {"gte": 1, "lt": selector.versions_below}}})
+        filters.append({"range": {"version": {"gte": oldest_version(selector), "lt": selector.versions_below}}})
     if not filters:
         raise InvalidArgument(EMPTY_SELECTOR)
     return filters

@@ -20,6 +20,11 @@ def json_list(values: Sequence[int] | Sequence[str]) -> str:
     return orjson.dumps(values).decode()
 
 
+def oldest_version(selector: ChunkSelector) -> int:
+    """Where the versions begin that a selector with `versions_below` selects: chunks added by hand have version 0."""
+    return 0 if selector.with_added else 1
+
+
 def where(selector: ChunkSelector) -> str:
     """The clause that selects from the table `chunks`, to be run with `values_of`. Raises `InvalidArgument` for a selector of all."""
     conditions = []
@@ -30,7 +35,7 @@ def where(selector: ChunkSelector) -> str:
     if selector.chunk_ids is not None:
         conditions.append(f"id {IN}")
     if selector.versions_below is not None:
-        conditions.append("version >= 1 AND version < ?")
+        conditions.append(f"version >= {oldest_version(selector)} AND version < ?")
     if not conditions:
         raise InvalidArgument(EMPTY_SELECTOR)
     return " WHERE " + " AND ".join(conditions)
@@ -53,13 +58,14 @@ def matcher(selector: ChunkSelector) -> Callable[[Chunk], bool]:
     )
     if datasets is documents is chunks is selector.versions_below is None:
         raise InvalidArgument(EMPTY_SELECTOR)
+    oldest = oldest_version(selector)
 
     def selects(chunk: Chunk) -> bool:
         return (
             (datasets is None or chunk.dataset_id in datasets)
             and (documents is None or chunk.document_id in documents)
             and (chunks is None or chunk.id in chunks)
-            and (selector.versions_below is None or 1 <= chunk.version < selector.versions_below)
+            and (selector.versions_below is None or oldest <= chunk.version < selector.versions_below)
         )
 
     return selects

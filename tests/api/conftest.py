@@ -165,8 +165,11 @@ class Server:
                 self.parts.blobs.delete(task.blob_key)
                 await self.records.finish(task, WORKER, chunk_count=0, token_count=0, message="")
                 continue
-            if task.kind == "sweep":
-                self.parts.store.delete(task.tenant_id, ChunkSelector(document_ids=(task.document_id,), versions_below=task.version + 1))
+            if task.kind in ("sweep", "drop"):
+                dropped = task.kind == "drop"
+                below = task.version + (not dropped)
+                old = ChunkSelector(document_ids=(task.document_id,), versions_below=below, with_added=dropped)
+                self.parts.store.delete(task.tenant_id, old)
                 await self.records.finish(task, WORKER, chunk_count=0, token_count=0, message="")
                 continue
             chunks = self.chunks_of(task)

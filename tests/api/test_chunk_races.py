@@ -149,8 +149,8 @@ async def test_the_later_of_two_changes_of_a_document_wins_though_followed_first
     change, session = document_service.update, api.parts.session
     first = await session.write(change, place.document, {"name": "1.txt", "enabled": False})
     second = await session.write(change, place.document, {"name": "2.txt", "enabled": True})
-    await chunk_edits.follow(api.parts, second, named=True, switched=True, dropped=False)
-    await chunk_edits.follow(api.parts, first, named=True, switched=True, dropped=False)
+    await chunk_edits.follow(api.parts, second, named=True, switched=True)
+    await chunk_edits.follow(api.parts, first, named=True, switched=True)
     chunks = api.parts.store.list(api.tenant, place.document)[1]
     assert {(chunk.document_name, chunk.available) for chunk in chunks} == {("2.txt", True)}
 
@@ -262,3 +262,75 @@ async def test_a_change_of_a_document_that_broke_off_is_made_whole_when_it_is_se
     assert (await api.call("PUT", f"/datasets/{dataset}/documents/{document}", change)).status == 200
     (chunk,) = store.list(api.tenant, document)[1]
     assert (chunk.available, chunk.document_name) == ("enabled" not in change, change.get("name", "water.txt"))
+
+
+# ---------------------------------------------------------------------------------------------------- a store that fails meanwhile
+class Broken:
+    """The chunk store, whose deletes fail inside of the block, as when it does not answer."""
+
+    def __init__(self, api: Server) -> None:
+        self._store: Any = api.parts.store
+
+    def __enter__(self) -> None:
+        def fails(*_: object) -> int:
+            raise Unavailable("the chunk store does not answer")
+
+        self._store.delete = fails
+
+    def __exit__(self, *_: object) -> None:
+        del self._store.delete
+
+
+async def due(api: Server) -> None:
+    """Let every hold run out."""
+    await api.parts.session.write(lambda: Task.update(due_at=0).execute())
+
+
+async def test_no_old_chunk_outlives_a_start_whose_drop_failed(api: Server, place: Place) -> None:
+    await api.call("POST", place.path, {"content": "Gold is soft."})
+    before = {chunk["id"] for chunk in await place.chunks()}
+    with Broken(api):
+        assert (await place.start()).status == 200  # accepted: it will be parsed
+    assert await api.work() == 0  # and not before the old chunks are gone
+    await due(api)
+    assert await api.work() == 2
+    after = {chunk["id"] for chunk in await place.chunks()}
+    assert (len(after), after & before) == (2, set())
+    assert (await place.counters())[::2] == (2, 2)
+    assert (await api.listed(place.dataset, place.document))["run"] == "DONE"
+
+
+@pytest.mark.parametrize("versions", ["parsed", "added"])
+async def test_no_old_chunk_outlives_a_change_of_method_whose_drop_failed(api: Server, versions: str) -> None:
+    dataset = await api.dataset()
+    place = Place(api, dataset, await (api.parsed(dataset) if versions == "parsed" else api.document(dataset)))
+    await api.call("POST", place.path, {"content": "Gold is soft."})
+    with Broken(api):
+        assert (await api.call("PUT", f"{place.documents}/{place.document}", {"chunk_method": "qa"})).status == 503
+        assert (await place.start()).status == 200
+    assert await api.work() == 0
+    await due(api)
+    assert await api.work() == 2
+    assert sorted(chunk["content"] for chunk in await place.chunks()) == ["Iron melts.", "Water boils."]
+    assert (await place.counters())[::2] == (2, 2)
+
+
+async def test_the_chunks_of_a_stop_that_failed_are_dropped_by_a_worker(api: Server, place: Place) -> None:
+    with Broken(api):
+        await place.start()
+        assert (await place.stop()).status == 503
+    await due(api)
+    assert await api.work() == 1
+    assert (stored(api), await place.counters()) == (0, (0, 0, 0, 0))
+    assert (await api.listed(place.dataset, place.document))["run"] == "CANCEL"
+
+
+async def test_nothing_is_added_that_would_go_with_the_old_chunks(api: Server, place: Place) -> None:
+    with Broken(api):
+        await place.start()
+    answer = await api.call("POST", place.path, {"content": "Gold is soft."})
+    assert (answer.status, answer.body["message"]) == (503, "the document's old chunks are still being removed")
+    await due(api)
+    await api.work()
+    await api.call("POST", place.path, {"content": "Gold is soft."})
+    assert (await place.counters())[::2] == (3, 3)

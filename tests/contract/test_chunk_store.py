@@ -422,6 +422,7 @@ def test_many_switched_off_hits_do_not_push_out_the_others(store):
         (ChunkSelector(document_ids=("doc1", "doc3")), {2}),
         (ChunkSelector(chunk_ids=(f"{1:016x}", f"{99:016x}")), {0, 2, 3}),
         (ChunkSelector(versions_below=2), {0, 1, 2}),
+        (ChunkSelector(versions_below=3, with_added=True), {1}),
         (ChunkSelector(document_ids=("doc1",), versions_below=5), {0, 2, 3}),
         (ChunkSelector(dataset_ids=("d1",), document_ids=("doc2",)), {0, 1, 2, 3}),
         (ChunkSelector(chunk_ids=()), {0, 1, 2, 3}),

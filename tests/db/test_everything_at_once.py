@@ -49,10 +49,11 @@ class Everybody:
             self.session.write_now(document_service.add, TENANT, dataset, uploads)
 
     def start(self) -> None:
-        self.session.write_now(task_service.release, self.session.write_now(task_service.start, self.some(Document, 4)))
+        self.session.write_now(task_service.dropped, self.session.write_now(task_service.start, self.some(Document, 4)))
 
     def stop(self) -> None:
-        self.session.write_now(task_service.stop, self.some(Document, 3))
+        drops = self.session.write_now(task_service.stop, self.some(Document, 3))
+        self.session.write_now(task_service.dropped, drops[: self.random.randrange(4)])
 
     def work(self) -> None:
         task = self.session.write_now(lease_service.claim, self.name, 60.0)

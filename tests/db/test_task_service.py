@@ -9,7 +9,7 @@ from db.models import Dataset, Document, Task, new_id, now_ms
 from db.services import dataset_service, document_service, lease_service, state_service, task_service
 from db.services.document_service import Upload
 from db.services.lease_service import ATTEMPTS, FAILURES
-from db.services.task_service import Purge
+from db.services.task_service import Drop, Purge
 from db.session import Session
 from rag.errors import Unavailable
 from rag.types import IngestTask
@@ -32,7 +32,11 @@ def make_document(session: Session, dataset: str, tenant: str = TENANT) -> str:
 
 
 def start(session: Session, *documents: str) -> None:
-    session.write_now(task_service.release, session.write_now(task_service.start, documents))
+    session.write_now(task_service.dropped, session.write_now(task_service.start, documents))
+
+
+def stop(session: Session, *documents: str) -> None:
+    session.write_now(task_service.dropped, session.write_now(task_service.stop, documents))
 
 
 def claim(session: Session, worker: str = "w", after: str = "") -> IngestTask:
@@ -181,7 +185,7 @@ def test_a_task_given_back_is_due_at_once_and_uses_no_attempt_up(session: Sessio
 
 def test_a_stop_after_a_task_was_given_back_leaves_a_sweep_for_late_writes(session: Session, running: tuple[str, str]) -> None:
     session.write_now(lease_service.give_back, claim(session), "w")
-    session.write_now(task_service.stop, [running[1]])
+    stop(session, running[1])
     assert [row.kind for row in session.read_now(lambda: list(Task.select()))] == ["sweep"]
 
 
@@ -223,52 +227,84 @@ def test_starting_again_supersedes_the_run_under_way(session: Session, running: 
     assert document(session, document_id).chunk_count == 0
 
 
-def test_a_started_task_is_on_hold_until_released(session: Session) -> None:
-    document_id = make_document(session, make_dataset(session))
-    started = session.write_now(task_service.start, [document_id])
+def test_a_run_waits_until_the_chunks_of_before_are_dropped(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    drops = session.write_now(task_service.start, [document_id])
+    assert drops == [Drop(document_id, 2)]
     assert document(session, document_id).run == "RUNNING"
     assert session.write_now(lease_service.claim, "w", LEASE) is None
-    session.write_now(task_service.release, started)
-    assert claim(session).document_id == document_id
+    session.write_now(task_service.dropped, drops)
+    assert (claim(session).kind, document(session, document_id).version) == ("parse", 2)
 
 
 def test_a_first_run_has_no_chunks_to_wait_for_unless_some_were_added_by_hand(session: Session) -> None:
     document_id = make_document(session, make_dataset(session))
-    assert [run.first for run in session.write_now(task_service.start, [document_id])] == [True]
-    assert [run.first for run in session.write_now(task_service.start, [document_id])] == [False]
+    assert session.write_now(task_service.start, [document_id]) == []
+    assert session.write_now(task_service.start, [document_id]) == [Drop(document_id, 2)]
     other = make_document(session, make_dataset(session))
     session.write_now(state_service.add_counts, other, 1, 10)
-    assert [run.first for run in session.write_now(task_service.start, [other])] == [False]
+    assert session.write_now(task_service.start, [other]) == [Drop(other, 1)]
 
 
-def test_a_run_claimed_before_its_release_begins_anew(session: Session) -> None:
-    """The hold ran out while old chunks were being deleted: some of the new ones may be gone with them."""
+def test_a_first_run_waits_for_the_drop_of_a_reset_that_was_not_done(session: Session) -> None:
     document_id = make_document(session, make_dataset(session))
-    started = session.write_now(task_service.start, [document_id])
+    session.write_now(state_service.add_counts, document_id, 1, 10)
+    session.write_now(document_service.reset, document_id, {"chunk_method": "qa"})
+    assert session.write_now(task_service.start, [document_id]) == [Drop(document_id, 1)]
+
+
+def test_a_drop_that_nobody_did_is_a_workers_until_it_is_done_and_then_the_run_begins(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    slow = session.write_now(task_service.start, [document_id])
+    for _ in range(ATTEMPTS + FAILURES):
+        expire(session)
+        task = claim(session)
+        assert (task.kind, task.version) == ("drop", 2)
+        session.write_now(task_service.dropped, slow)  # the server that came first, late: the worker has it now
+        assert session.write_now(lease_service.fail, task, "w", "the store is down", retry=False)
+    assert document(session, document_id).progress_msg.splitlines()[-1] == "the store is down"
     expire(session)
-    early = claim(session)
-    session.write_now(task_service.release, started)
-    assert not session.write_now(lease_service.renew, early, "w", LEASE)
-    assert claim(session).version == 2
+    assert session.write_now(lease_service.finish, claim(session), "w", chunk_count=0, token_count=0, message="")
+    parse = claim(session)
+    assert (parse.kind, parse.version, parse.attempt, parse.blob_key) == ("parse", 2, 1, "key")
+    session.write_now(task_service.dropped, slow)
+    assert session.write_now(lease_service.renew, parse, "w", LEASE)
 
 
-def test_a_slow_release_does_not_disturb_a_later_start(session: Session) -> None:
-    document_id = make_document(session, make_dataset(session))
+def test_what_is_removed_by_hand_before_the_old_chunks_are_dropped_does_not_count(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    drops = session.write_now(task_service.start, [document_id])
+    session.write_now(state_service.add_counts, document_id, -1, -10)
+    session.write_now(task_service.dropped, drops)
+    session.write_now(lease_service.finish, claim(session), "w", chunk_count=4, token_count=40, message="Task done")
+    assert (document(session, document_id).chunk_count, document(session, document_id).token_count) == (4, 40)
+
+
+def test_a_slow_drop_does_not_disturb_a_later_start(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
     slow = session.write_now(task_service.start, [document_id])
     later = session.write_now(task_service.start, [document_id])
-    session.write_now(task_service.release, later)
-    early = claim(session)
-    session.write_now(task_service.release, slow)  # its delete may have hit the later run's chunks
-    assert not session.write_now(lease_service.renew, early, "w", LEASE)
+    session.write_now(task_service.dropped, slow)
+    assert session.write_now(lease_service.claim, "w", LEASE) is None
+    session.write_now(task_service.dropped, later)
     assert claim(session).version == 3
 
 
-def test_a_stopped_document_gives_no_task_and_is_not_released(session: Session) -> None:
-    document_id = make_document(session, make_dataset(session))
-    started = session.write_now(task_service.start, [document_id])
-    session.write_now(task_service.stop, [document_id])
-    session.write_now(task_service.release, started)
-    assert session.write_now(lease_service.claim, "w", LEASE) is None
+def test_a_run_that_begins_anew_still_waits_for_the_drop(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    slow = session.write_now(task_service.start, [document_id])
+    session.write_now(document_service.update, document_id, {"enabled": False}, restart=True)
+    session.write_now(task_service.dropped, slow)
+    task = claim(session)
+    assert (task.kind, task.version) == ("drop", 3)
+
+
+def test_a_stopped_document_gives_no_task_and_is_not_released(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    drops = session.write_now(task_service.start, [document_id])
+    stop(session, document_id)
+    session.write_now(task_service.dropped, drops)
+    assert session.read_now(lambda: Task.select().count()) == 0
     assert (document(session, document_id).run, document(session, document_id).progress_msg) == ("CANCEL", "Task stopped by user.")
 
 
@@ -276,7 +312,7 @@ def test_stopping_a_claimed_run_leaves_a_sweep_of_its_version_for_after_its_leas
     _, document_id = running
     for version in (1, 2):
         claimed = claim(session)
-        session.write_now(task_service.stop, [document_id])
+        stop(session, document_id)
         (row,) = session.read_now(lambda: list(Task.select()))
         assert (row.kind, row.version, claimed.version) == ("sweep", version, version)
         assert row.due_at > now_ms() + LEASE * 1000
@@ -292,7 +328,7 @@ def test_stopping_a_claimed_run_leaves_a_sweep_of_its_version_for_after_its_leas
 def test_deleting_a_stopped_document_purges_after_the_stopped_workers_lease(session: Session, running: tuple[str, str]) -> None:
     dataset, document_id = running
     claim(session)
-    session.write_now(task_service.stop, [document_id])
+    stop(session, document_id)
     session.write_now(lambda: Document.update(update_time=0).execute())
     (purge,) = session.write_now(document_service.delete, TENANT, dataset, None)
     (row,) = session.read_now(lambda: list(Task.select()))

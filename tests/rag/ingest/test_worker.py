@@ -330,6 +330,16 @@ async def test_a_sweep_removes_the_stopped_run_and_keeps_newer_ones_and_the_file
     parts.blobs.open("blobs/a").close()
 
 
+async def test_a_drop_removes_what_there_was_before_its_version_and_keeps_the_file(parts):
+    await run(parts, [parts.task("a", version=1)])
+    old = parts.store.list(TENANT, "a")[1]
+    by_hand, new = (replace(old[0], id=f"{n:016x}", version=version) for n, version in enumerate((0, 2)))
+    parts.store.put(TENANT, [by_hand, new], None, "")
+    await run(parts, [replace(parts.task("a", version=2), kind="drop")], ended=2)
+    assert parts.store.list(TENANT, "a")[1] == [new]
+    parts.blobs.open("blobs/a").close()
+
+
 async def test_a_database_that_is_away_is_asked_again(parts):
     parts.records.claim_errors = [Unavailable("the database is away"), RuntimeError("odd")][:1]
     assert (await run(parts, [parts.task("a")]))[0][0] == "done"
