@@ -55,18 +55,19 @@ def placed_scores(entries: Any, count: int, key: str, model: str) -> np.ndarray:
         raise ProviderBadReply(f"model {model} answered something that is not a reranking")
     if len(entries) != count:
         raise ProviderBadReply(f"model {model} answered {count} texts with {len(entries)} scores")
-    scores = [math.nan] * count
-    for entry in entries:
-        index = entry.get("index") if isinstance(entry, dict) else None
-        if type(index) is not int or not 0 <= index < count:
-            raise ProviderBadReply(f"model {model} answered with an index that is not one of the {count} texts")
-        score = entry.get(key)
-        if type(score) not in (float, int) or not math.isfinite(score):
-            raise ProviderBadReply(f"model {model} answered with a score that is not a finite number")
-        if not math.isnan(scores[index]):
-            raise ProviderBadReply(f"model {model} answered with a doubled index")
-        scores[index] = score
-    return np.array(scores, dtype=np.float64)
+    if not set(map(type, entries)) <= {dict}:
+        raise ProviderBadReply(f"model {model} answered something that is not a reranking")
+    indexes = [entry.get("index") for entry in entries]
+    if not set(map(type, indexes)) <= {int} or not set(indexes) <= set(range(count)):
+        raise ProviderBadReply(f"model {model} answered with an index that is not one of the {count} texts")
+    if len(set(indexes)) < count:
+        raise ProviderBadReply(f"model {model} answered with a doubled index")
+    scores = [entry.get(key) for entry in entries]
+    if not set(map(type, scores)) <= {float, int} or not all(map(math.isfinite, scores)):
+        raise ProviderBadReply(f"model {model} answered with a score that is not a finite number")
+    placed = np.empty(count)
+    placed[indexes] = scores
+    return placed
 
 
 def scaled(scores: np.ndarray, *, logits: bool = False) -> np.ndarray:

@@ -6,7 +6,6 @@ module, neither in a message nor as the cause of an error.
 
 import asyncio
 import json
-import logging
 import re
 import ssl
 import time
@@ -15,7 +14,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import aiohttp
@@ -62,15 +61,25 @@ def open_client() -> httpx.AsyncClient:
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
 
     ssl_context: ssl.SSLContext = httpx.create_ssl_context(trust_env=False)
-    # httpx logs every URL, which may hold a key in its query.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    return httpx.AsyncClient(
-        transport=httpx_aiohttp.AiohttpTransport(verify=ssl_context, trust_env=False, client=open_session),
-        timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-        cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=())),
-        follow_redirects=False,
-        trust_env=False,
-    )
+    return _PlainClient(httpx_aiohttp.AiohttpTransport(verify=ssl_context, trust_env=False, client=open_session))
+
+
+class _PlainClient(httpx.AsyncClient):
+    """Hands a request to the transport as it is: no redirects, cookies, hooks or authentication, and no log, which would hold the URL.
+
+    For all of these httpx itself does, request by request, as much as the transport does to send it.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        super().__init__(transport=transport, timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS), trust_env=False)
+        self._to_vendors = transport
+
+    async def send(self, request: httpx.Request, *, stream: bool = False, **_: Any) -> httpx.Response:
+        """The answer; its body unread with `stream`."""
+        response = await self._to_vendors.handle_async_request(request)
+        if not stream:
+            await response.aread()
+        return response
 
 
 class Transport:
@@ -79,6 +88,7 @@ class Transport:
     def __init__(self, client: httpx.AsyncClient) -> None:
         """Make it on the loop that the client was opened on."""
         self._client = client
+        self._limits = {"timeout": client.timeout.as_dict()}
         self._loop = _running_loop()
 
     def wait_for(self, call: Coroutine[Any, Any, T]) -> T:
@@ -144,7 +154,7 @@ class Transport:
         if endpoint.authorization:
             headers["authorization"] = endpoint.authorization
         tracing.add_context(headers)
-        request = self._client.build_request("POST", endpoint.url, content=_dump(body), headers=headers)
+        request = httpx.Request("POST", _parsed(endpoint.url), content=_dump(body), headers=headers, extensions=self._limits)
         with _own_errors(endpoint, _CONNECT_SECONDS, lost=ConnectionLost):
             response = await self._client.send(request, stream=True)
         if response.is_success:
@@ -152,6 +162,9 @@ class Transport:
             return response
         await response.aclose()
         raise _refusal(response, endpoint)
+
+
+_parsed = lru_cache(maxsize=1024)(httpx.URL)  # endpoints are few, and parsing one takes longer than what follows
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -173,14 +186,14 @@ async def _pieces(response: httpx.Response, endpoint: Endpoint) -> AsyncIterator
     """The body as it comes. Some gateways compress though they were asked not to: a piece never unpacks to more than 64 KiB at once."""
     packing = response.headers.get("content-encoding", "identity").strip().lower()
     if packing in ("identity", ""):
-        async for piece in response.aiter_raw():
+        async for piece in response.stream:
             yield piece
         return
     if packing not in ("gzip", "x-gzip", "deflate"):
         raise ProviderBadReply(f"model {endpoint.model} answered in an encoding that it was not asked for")
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out by the header which of the two it is
     try:
-        async for piece in response.aiter_raw():
+        async for piece in response.stream:
             while piece:
                 if unpacked := unpacker.decompress(piece, _UNPACKED_BYTES):
                     yield unpacked
