@@ -1,6 +1,7 @@
 """Private Elasticsearch nodes for tests: real servers, throw-away, on free ports of the loopback."""
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -11,14 +12,18 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 
 from tests.services.missing import missing
+from tests.services.postgres import children
 
 PREPARE = Path(__file__).with_name("elasticsearch_node") / "prepare"
 INSTALL = "a JDK 17 or later and Maven (bin/services elasticsearch)"
 START_SECONDS = 120.0
+HOME = "MILLRACE_TEST_ELASTICSEARCH_HOME"
+VECTORS = os.environ.get("MILLRACE_TEST_ELASTICSEARCH_VECTORS", "flat")  # 8.12 knows hnsw alone
 
 
 class Node:
@@ -28,11 +33,15 @@ class Node:
         """`settings` are `name=value`. Makes the node's home in `folder`; `start` runs it."""
         self.folder, self.heap, self.settings = folder, heap, list(settings)
         self.port, self.transport_port = free_port(), free_port()
-        self.program = prepared()
         for name in ("config", "data", "logs", "plugins"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / "modules").symlink_to(self.program / "modules")
         self.process: subprocess.Popen[bytes] | None = None
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make the folder what the program wants."""
+        self.program = prepared()
+        (self.folder / "modules").symlink_to(self.program / "modules")
 
     @property
     def url(self) -> str:
@@ -41,14 +50,18 @@ class Node:
 
     def start(self, *, wait: bool = True) -> "Node":
         """Run it, and wait until it has its shards back."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = self.run(log)
+        return self.wait() if wait else self
+
+    def run(self, log: BinaryIO) -> "subprocess.Popen[bytes]":
+        """The program's process."""
         command = [
             shutil.which("java") or "java", f"-Xms{self.heap}", f"-Xmx{self.heap}", "-XX:+UseSerialGC",
             "-cp", f"{self.program / 'lib'}/*:{self.program / 'classes'}", "ElasticsearchNode",
             str(self.folder), str(self.port), str(self.transport_port), *self.settings,
         ]  # fmt: skip
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        return self.wait() if wait else self
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     def wait(self, status: str = "yellow", nodes: int = 1) -> "Node":
         """Return when the cluster is at least in this state and of so many nodes."""
@@ -87,6 +100,52 @@ class Node:
             self.process = None
 
 
+class UnpackedNode(Node):
+    """A node of the Elasticsearch that was unpacked where MILLRACE_TEST_ELASTICSEARCH_HOME says: its launcher, and the server below it."""
+
+    def prepare(self) -> None:
+        self.program = Path(os.environ[HOME])
+        self.owner = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
+        shutil.copytree(self.program / "config", self.folder / "config", dirs_exist_ok=True)
+        options = self.folder / "config" / "jvm.options"
+        kept = [line for line in options.read_text().splitlines() if "-Xlog:gc" not in line]  # a file in the program's folder
+        options.write_text("\n".join(kept))
+        if self.owner:
+            for path in (self.folder, *self.folder.rglob("*")):
+                shutil.chown(path, self.owner)
+
+    def run(self, log: BinaryIO) -> "subprocess.Popen[bytes]":
+        alone = not any(setting.startswith("discovery.") for setting in self.settings)
+        settings = [
+            f"path.data={self.folder / 'data'}", f"path.logs={self.folder / 'logs'}", f"node.name=node-{self.port}",
+            "network.host=127.0.0.1", f"http.port={self.port}", f"transport.port={self.transport_port}", "xpack.security.enabled=false",
+            "cluster.routing.allocation.disk.threshold_enabled=false", *(["discovery.type=single-node"] if alone else []), *self.settings,
+        ]  # fmt: skip
+        environ = {**os.environ, "ES_PATH_CONF": str(self.folder / "config"), "ES_JAVA_OPTS": f"-Xms{self.heap} -Xmx{self.heap}"}
+        return subprocess.Popen(
+            [str(self.program / "bin" / "elasticsearch"), *(f"-E{setting}" for setting in settings)], env=environ, cwd=self.folder,
+            stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=self.owner, extra_groups=[] if self.owner else None,
+        )  # fmt: skip
+
+    def stop_in_its_tracks(self) -> None:
+        for pid in children(self.process.pid):
+            os.kill(pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        for pid in children(self.process.pid):
+            os.kill(pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        if self.process is None:
+            return
+        servers = [(pid, os.pidfd_open(pid)) for pid in children(self.process.pid)]
+        super().kill()
+        for pid, end in servers:
+            os.kill(pid, signal.SIGKILL)
+            select.select([end], [], [])  # the data is its own until then
+            os.close(end)
+
+
 def prepared() -> Path:
     """The folder of the node's program; the test is skipped (in CI: fails) where it cannot be made."""
     if shutil.which("java") is None:
@@ -97,13 +156,18 @@ def prepared() -> Path:
     return Path(made.stdout.strip())
 
 
+def new_node(folder: Path, *, heap: str, settings: Sequence[str] = ()) -> Node:
+    """A node of the Elasticsearch that was named, or of the one that is built."""
+    return (UnpackedNode if HOME in os.environ else Node)(folder, heap=heap, settings=settings)
+
+
 @contextmanager
 def elasticsearch(*, heap: str = "512m", settings: Sequence[str] = ()) -> Iterator[Node]:
     """A running node, a cluster of its own; removed with its data when the block is left."""
     folder = Path(tempfile.mkdtemp(prefix="millrace-elasticsearch-", dir=os.environ.get("MILLRACE_TEST_DIR")))
     node = None
     try:
-        node = Node(folder, heap=heap, settings=settings)
+        node = new_node(folder, heap=heap, settings=settings)
         yield node.start()
     finally:
         if node is not None:
@@ -119,7 +183,7 @@ def elasticsearch_cluster(count: int = 3, *, heap: str = "384m") -> Iterator[lis
         for _ in range(count):
             folder = Path(tempfile.mkdtemp(prefix="millrace-elasticsearch-", dir=os.environ.get("MILLRACE_TEST_DIR")))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            nodes.append(Node(folder, heap=heap))
+            nodes.append(new_node(folder, heap=heap))
             stack.callback(nodes[-1].kill)
         hosts = ",".join(f"127.0.0.1:{node.transport_port}" for node in nodes)
         names = ",".join(f"node-{node.port}" for node in nodes)

@@ -1,4 +1,4 @@
-"""A private MariaDB server for tests: a throw-away instance on a free port of the loopback."""
+"""A private MariaDB or MySQL server for tests: a throw-away instance on a free port of the loopback."""
 
 import os
 import shutil
@@ -16,7 +16,20 @@ from tests.services.postgres import QUOTED_PASSWORD, free_port
 
 USER, PASSWORD = "millrace", "p@ss:w/rd"
 INSTALL = "mariadb-server (apt-get install mariadb-server)"
+# what only MySQL knows: no second port, no folder for files, and its log of changes written as InnoDB's, below
+MYSQL_OPTIONS = ["--mysqlx=OFF", "--secure-file-priv=NULL", "--sync-binlog=0"]
 START_SECONDS = 60.0
+
+
+def program(name: str) -> str | None:
+    """Where this program is: below the folder that was named (an unpacked MariaDB or MySQL), or on this machine."""
+    folder = basedir()
+    return shutil.which(name, path=folder and os.pathsep.join(str(Path(folder) / part) for part in ("bin", "sbin", "scripts")))
+
+
+def basedir() -> str | None:
+    """The folder that was named."""
+    return os.environ.get("MILLRACE_TEST_MYSQL_BASEDIR")
 
 
 class MariaServer:
@@ -57,16 +70,33 @@ class MariaServer:
         self.execute(f"DROP DATABASE IF EXISTS `{name}`")
 
     def initialise(self) -> None:
-        """Make the data directory and the user."""
+        """Make the data directory and the user, who has the server's own way to prove who one is."""
+        if program("mariadbd"):
+            install = [program("mariadb-install-db") or "mariadb-install-db", "--no-defaults", *self._place]
+            command = [*install, "--skip-test-db", "--auth-root-authentication-method=normal"]
+        else:
+            command = [*self._server, "--initialize-insecure"]
         subprocess.run(
-            ["mariadb-install-db", "--no-defaults", f"--datadir={self.folder / 'data'}", "--skip-test-db",
-             "--auth-root-authentication-method=normal"],
-            check=True, capture_output=True, user=self.owner, group=self.owner, extra_groups=[] if self.owner else None, cwd=self.folder,
+            command, check=True, capture_output=True, user=self.owner, group=self.owner,
+            extra_groups=[] if self.owner else None, cwd=self.folder,
         )  # fmt: skip
         (self.folder / "user.sql").write_text(
             f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}';\nGRANT ALL ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n"
         )
         self.start(f"--init-file={self.folder / 'user.sql'}")
+
+    @property
+    def _place(self) -> list[str]:
+        """Where the program's files and the data are."""
+        data = f"--datadir={self.folder / 'data'}"
+        return [f"--basedir={folder}", data] if (folder := basedir()) else [data]
+
+    @property
+    def _server(self) -> list[str]:
+        """The program, and what it is told at every start."""
+        if mariadbd := program("mariadbd"):
+            return [mariadbd, "--no-defaults", *self._place]
+        return [program("mysqld") or "mysqld", "--no-defaults", *self._place, *MYSQL_OPTIONS]
 
     def start(self, *options: str) -> "MariaServer":
         """Start it and wait until it answers."""
@@ -74,7 +104,7 @@ class MariaServer:
             return self
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [shutil.which("mariadbd") or "mariadbd", "--no-defaults", f"--datadir={self.folder / 'data'}", f"--port={self.port}",
+                [*self._server, f"--port={self.port}",
                  "--bind-address=127.0.0.1", f"--socket={self.folder / 'socket'}", f"--pid-file={self.folder / 'pid'}",
                  # written to the kernel at each commit: that survives the death of the process, which is all that is tested
                  "--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=64M", "--max-connections=60",
@@ -134,4 +164,4 @@ def mariadb() -> Iterator[MariaServer]:
 
 def installed() -> bool:
     """Whether this machine has the server's programs."""
-    return shutil.which("mariadbd") is not None and shutil.which("mariadb-install-db") is not None
+    return program("mariadb-install-db" if program("mariadbd") else "mysqld") is not None

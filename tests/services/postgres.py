@@ -20,7 +20,9 @@ START_SECONDS = 60.0
 
 
 def program(name: str) -> str | None:
-    """Where a program of PostgreSQL is; Debian keeps them out of the path."""
+    """Where a program of PostgreSQL is: in the folder that was named, or where Debian keeps it, which is out of the path."""
+    if named := os.environ.get("MILLRACE_TEST_POSTGRES_BIN"):
+        return shutil.which(name, path=named)
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((str(folder / name) for folder in folders if (folder / name).exists()), shutil.which(name))
 
@@ -56,13 +58,16 @@ class PostgresServer:
 
     def initialise(self) -> None:
         """Make the data directory. The order of texts is not that of their bytes, as it is not on its users' servers."""
+        order = ["--locale", "C.UTF-8", "--locale-provider", "icu", "--icu-locale", "en-US"]
+        if self._major() < 15:  # before it a whole server could not have an order of ICU's
+            order = ["--locale", "en_US.UTF-8"]
         secret = self.folder / "password"
         secret.write_text(PASSWORD)
         if self.owner:
             shutil.chown(secret, self.owner)
         self._run(
             "initdb", "--no-sync", "--pgdata", str(self.folder / "data"), "--username", USER, "--pwfile", str(secret),
-            "--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C.UTF-8", "--locale-provider", "icu", "--icu-locale", "en-US",
+            "--auth", "scram-sha-256", "--encoding", "UTF8", *order,
         )  # fmt: skip
 
     def start(self) -> "PostgresServer":
@@ -92,7 +97,7 @@ class PostgresServer:
     def kill(self) -> None:
         """`kill -9` of the server and all its children, which do not outlive it by long."""
         if self.process is not None:
-            for pid in [*_children(self.process.pid), self.process.pid]:
+            for pid in [*children(self.process.pid), self.process.pid]:
                 _signal(pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
@@ -113,14 +118,18 @@ class PostgresServer:
 
     def _signal_all(self, number: signal.Signals) -> None:
         assert self.process is not None
-        for pid in [self.process.pid, *_children(self.process.pid)]:
+        for pid in [self.process.pid, *children(self.process.pid)]:
             _signal(pid, number)
 
-    def _run(self, name: str, *arguments: str) -> None:
-        subprocess.run(
-            [program(name) or name, *arguments], check=True, capture_output=True, user=self.owner, group=self.owner,
+    def _major(self) -> int:
+        """The server's version, as 15."""
+        return int(self._run("postgres", "--version").split()[2].partition(".")[0])
+
+    def _run(self, name: str, *arguments: str) -> str:
+        return subprocess.run(
+            [program(name) or name, *arguments], check=True, capture_output=True, text=True, user=self.owner, group=self.owner,
             extra_groups=[] if self.owner else None, cwd=self.folder,
-        )  # fmt: skip
+        ).stdout  # fmt: skip
 
 
 @contextmanager
@@ -151,11 +160,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+def children(pid: int) -> list[int]:
+    """The processes that this one started, by whichever of its threads, and that run."""
+    found: list[int] = []
+    for thread in Path("/proc").glob(f"{pid}/task/*/children"):
+        with suppress(OSError):
+            found += map(int, thread.read_text().split())
+    return found
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
