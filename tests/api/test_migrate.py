@@ -15,7 +15,8 @@ import pytest
 from api.keys import open_session
 from api.migrate import chunks
 from api.migrate.checks import wipe
-from api.migrate.move import Mover, cancel, forget, move
+from api.migrate.move import cancel, forget, move
+from api.migrate.mover import Mover
 from api.migrate.progress import Progress
 from api.migrate.side import Side
 from api.places import places_of
