@@ -124,7 +124,7 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
         if settings.ingest_workers:
             sandbox = Sandbox(processes=settings.parser_processes, memory_bytes=settings.parser_memory_bytes)
             stack.push_async_callback(sandbox.close)
-            worker = open_worker(settings, DatabaseRecords(session, store), store, blobs, models, sandbox, lanes, metrics)
+            worker = open_worker(settings, DatabaseRecords(session, store, lanes.write), store, blobs, models, sandbox, lanes, metrics)
             background.append(_until_draining(worker.run(), drain))
         await stack.enter_async_context(_running(background))
         yield Parts(settings, lanes, session, store, blobs, models, worker, warmup, metrics, drain, memory, admission)

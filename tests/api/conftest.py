@@ -101,7 +101,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.client = self.app.test_client()
-        self.records = DatabaseRecords(self.parts.session, self.parts.store)
+        self.records = DatabaseRecords(self.parts.session, self.parts.store, self.parts.lanes.write)
 
     async def call(self, method: str, path: str, json: Any = None, *, key: str | None = None, **more: Any) -> Answer:
         headers = {"Authorization": f"Bearer {key or self.key}"} | more.pop("headers", {})

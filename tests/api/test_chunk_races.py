@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from api import chunk_edits
+from api.ingest_records import COUNTS
 from db.models import Task
 from db.services import document_service
 from rag.errors import Unavailable
@@ -222,6 +223,51 @@ async def test_all_chunks_deleted_during_a_run_are_not_counted_at_its_end(api: S
     assert await place.counters() == (1, tokens(late[0].content)) * 2
     await api.call("DELETE", place.path, {"delete_all": True})
     assert await place.counters() == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("deleted", [1, COUNTS])
+async def test_what_is_deleted_while_the_chunks_are_counted_is_not_counted(api: Server, deleted: int) -> None:
+    """Beside each count one more chunk goes, `deleted` in all: in the end the document says what there is, counted while it is held."""
+    dataset = await api.dataset()
+    place = Place(api, dataset, await api.document(dataset, content=b"one\ntwo\nthree\nfour\nfive\nsix\nseven"))
+    await place.start()
+    task = await api.records.claim("w", 60)
+    chunks = api.chunks_of(task)
+    api.parts.store.put(task.tenant_id, chunks, None, "")
+    victims = [chunk.id for chunk in chunks[:deleted]]
+    store, loop = api.parts.store, asyncio.get_running_loop()
+    count = store.count
+
+    def counts(*arguments: Any) -> int:
+        before = count(*arguments)
+        if victims:
+            delete = api.call("DELETE", place.path, {"chunk_ids": [victims.pop()]})
+            asyncio.run_coroutine_threadsafe(delete, loop).result(30)
+        return before
+
+    store.count = counts  # type: ignore[method-assign]
+    made = tokens(*(chunk.content for chunk in chunks))
+    assert await api.records.finish(task, "w", chunk_count=7, token_count=made, message="Task done")
+    left = tokens(*(chunk["content"] for chunk in await place.chunks()))
+    assert await place.counters() == (stored(api), left) * 2
+
+
+async def test_a_store_that_cannot_count_holds_no_transaction(api: Server) -> None:
+    dataset = await api.dataset()
+    place = Place(api, dataset, await api.document(dataset))
+    await place.start()
+    task = await api.records.claim("w", 60)
+    store, loop = api.parts.store, asyncio.get_running_loop()
+
+    def count(*_: Any) -> int:
+        writing = api.parts.session.write(document_service.hold, api.tenant, place.document)
+        asyncio.run_coroutine_threadsafe(asyncio.wait_for(writing, 3), loop).result()
+        raise Unavailable("the chunk store does not answer")
+
+    store.count = count  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        await api.records.finish(task, "w", chunk_count=2, token_count=4, message="Task done")
+    assert (await api.listed(dataset, place.document))["run"] == "RUNNING"
 
 
 # ---------------------------------------------------------------------------------------------------- after a stop
