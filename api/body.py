@@ -3,16 +3,13 @@
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import parse_qs
 
-import orjson
 from pydantic import BaseModel, ValidationError
 from quart import request
-from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.sansio.multipart import Data, Epilogue, Field, MultipartDecoder, NeedData
 
 from api.context import parts
-from api.errors import MALFORMED_JSON, ApiError
+from api.decode import form_fields, json_object, json_value, query_fields
+from api.errors import ApiError
 from api.pace import paced
 from api.schema.base import CONTROL, SHOWN_IDS
 from rag.errors import TooLarge
@@ -25,11 +22,6 @@ SHOWN_ERRORS = 50
 PAGE_SIZE_LIMIT = 100
 IDS_LIMIT = 100
 WHOLE_LIMIT = 1 << 31  # a whole number beyond it asks for nothing else than this one, and fits wherever it goes
-# What a body may hold. A parser keeps the interpreter to itself while it makes these, and every check after it costs by their number.
-VALUES_LIMIT = 100_000
-LIST_LIMIT = 10_000
-KEYS_LIMIT = 1_000
-FIELDS_LIMIT = 1_000
 FORM_BYTES = 256 << 10  # decoding a form is slow: 30 times as slow as JSON
 LARGE_BYTES = 256 << 10  # a larger body is read on a thread
 MODEL_TYPES = {"model_type", "model_attributes_type", "dataclass_type"}
@@ -57,10 +49,10 @@ async def read_bytes(limit: int) -> bytes:
 async def tolerant() -> dict[str, Any]:
     """The body as an object: JSON, or form fields; `{}` when there is none. Raises `ApiError` (101), `TooLarge`."""
     if request.mimetype == "application/x-www-form-urlencoded":
-        return _query_fields(await read_bytes(FORM_BYTES))
+        return query_fields(await read_bytes(FORM_BYTES))
     if request.mimetype == "multipart/form-data":
-        return _form_fields(await read_bytes(FORM_BYTES), request.mimetype_params.get("boundary", ""))
-    return await _in_time(_object, await read_bytes(parts().settings.max_body_bytes))
+        return form_fields(await read_bytes(FORM_BYTES), request.mimetype_params.get("boundary", ""))
+    return await _in_time(json_object, await read_bytes(parts().settings.max_body_bytes))
 
 
 async def strict(model: type[M], context: Mapping[str, Any] | None = None) -> M:
@@ -188,57 +180,11 @@ async def _in_time(read: Callable[[bytes], T], raw: bytes) -> T:
     return await parts().lanes.search.run(read, raw) if len(raw) > LARGE_BYTES else read(raw)
 
 
-def _object(raw: bytes) -> dict[str, Any]:
-    value = _json(raw) if raw.strip() else None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ApiError(101, "JSON payload must be an object.")
-    return value
-
-
 def _strict(model: type[M], context: Mapping[str, Any] | None, raw: bytes) -> M:
-    value = _json(raw)
+    value = json_value(raw)
     if value and not isinstance(value, dict):
         raise ApiError(101, f"Invalid request payload: expected object, got {type(value).__name__}")
     return validated(model, value or {}, context=context)
-
-
-def _json(raw: bytes) -> Any:
-    if _values_in(raw) > VALUES_LIMIT:
-        raise ApiError(101, f"the request body holds more than {VALUES_LIMIT} values")
-    try:
-        value = orjson.loads(raw)
-    except ValueError:
-        raise ApiError(101, MALFORMED_JSON) from None
-    _check_sizes(value)
-    return value
-
-
-NO_STRUCTURE = bytes(set(range(256)) - set(b'",[{'))
-
-
-def _values_in(raw: bytes) -> int:
-    """About how many values JSON text holds: its commas and opening brackets outside of strings. Makes none of them."""
-    structure = raw.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NO_STRUCTURE)
-    strings = structure.count(b'"') // 2
-    # keys are strings, too: with over twice the limit the values are over it
-    return strings if strings > 2 * VALUES_LIMIT else sum(map(len, structure.split(b'"')[::2]))
-
-
-def _check_sizes(value: Any) -> None:
-    """Raises `ApiError` (101) naming a list or an object, at any depth, that has too many entries."""
-    pending = [("the request body", value)]
-    while pending:
-        name, item = pending.pop()
-        if isinstance(item, dict):
-            if len(item) > KEYS_LIMIT:
-                raise ApiError(101, f"{name} must contain at most {KEYS_LIMIT} keys")
-            pending += [(f"`{key:.64}`", entry) for key, entry in item.items() if isinstance(entry, (dict, list))]
-        elif isinstance(item, list):
-            if len(item) > LIST_LIMIT:
-                raise ApiError(101, f"{name} must contain at most {LIST_LIMIT} entries")
-            pending += [(name, entry) for entry in item if isinstance(entry, (dict, list))]
 
 
 def _beginning(value: Any) -> str:
@@ -269,36 +215,3 @@ def _pieces(value: Any) -> Iterator[str]:
         yield closing
     else:
         yield repr(value[: SHOWN_CHARACTERS + 1] if isinstance(value, str) else value)
-
-
-def _query_fields(raw: bytes) -> dict[str, Any]:
-    try:
-        fields = parse_qs(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=FIELDS_LIMIT)
-    except ValueError:
-        raise ApiError(101, f"the form must contain at most {FIELDS_LIMIT} fields") from None
-    return {key: values[-1] for key, values in fields.items()}
-
-
-def _form_fields(raw: bytes, boundary: str) -> dict[str, Any]:
-    if not raw.strip():
-        return {}
-    decoder = MultipartDecoder(boundary.encode("latin-1", "replace"), max_parts=FIELDS_LIMIT)
-    fields: dict[str, bytearray] = {}
-    current: bytearray | None = None
-    try:
-        decoder.receive_data(raw)
-        decoder.receive_data(None)
-        event = decoder.next_event()
-        while not isinstance(event, (Epilogue, NeedData)):
-            if isinstance(event, Field):
-                current = fields[event.name] = bytearray()
-            elif isinstance(event, Data) and current is not None:
-                current += event.data
-            elif not isinstance(event, Data):
-                current = None
-            event = decoder.next_event()
-    except RequestEntityTooLarge:
-        raise ApiError(101, f"the form must contain at most {FIELDS_LIMIT} fields") from None
-    except ValueError:
-        raise ApiError(101, "the multipart body is malformed") from None
-    return {name: value.decode("utf-8", "replace") for name, value in fields.items()}
