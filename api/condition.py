@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from api.errors import ApiError
-from db.services import metadata_service
+from db.services import metadata_conditions
 
 FIELD = "metadata_condition"
 KEYS = ("name", "comparison_operator", "value")
@@ -32,5 +32,5 @@ def _check_item(item: Any, field: str) -> None:
     names = item["name"] if isinstance(item["name"], list) else [item["name"]]
     if not all(isinstance(name, str) for name in names):
         raise ApiError(101, f"`{field}.name` must be a string or a list of strings")
-    if not metadata_service.is_operator(item["comparison_operator"]):
-        raise ApiError(101, f"`{field}.comparison_operator` must be one of {', '.join(metadata_service.OPERATORS)}")
+    if not metadata_conditions.is_operator(item["comparison_operator"]):
+        raise ApiError(101, f"`{field}.comparison_operator` must be one of {', '.join(metadata_conditions.OPERATORS)}")

@@ -1,12 +1,11 @@
 """Documents as callers see them."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from api import respond
 from api.schema.document import RUNS
 from db.services import metadata_service
-from db.services.document_service import DocumentRecord
+from db.services.document_service import DocumentRecord, Facets
 
 
 def document(record: DocumentRecord) -> dict[str, Any]:
@@ -65,15 +64,13 @@ def raw(record: DocumentRecord) -> dict[str, Any]:
     return values | {"run": str(RUNS.index(record.run)), "content_hash": record.content_hash, "meta_fields": record.meta_fields}
 
 
-def facets(total: int, suffixes: Mapping[str, int], runs: Mapping[str, int], metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def facets(found: Facets) -> dict[str, Any]:
     """How many documents there are by suffix, run state and metadata."""
-    metadata: dict[str, dict[str, int]] = {key: dict(summary["values"]) for key, summary in metadata_service.summarise(metas).items()}
-    without = sum(not meta for meta in metas)
-    metadata["empty_metadata"] = {"true": without}
-    return {
-        "total": total,
-        "filter": {"suffix": suffixes, "run_status": {str(RUNS.index(run)): count for run, count in runs.items()}, "metadata": metadata},
-    }
+    summary = metadata_service.summarise(value[:3] for value in found.values)
+    metadata: dict[str, dict[str, int]] = {key: dict(of_key["values"]) for key, of_key in summary.items()}
+    metadata["empty_metadata"] = {"true": found.without_metadata}
+    runs = {str(RUNS.index(run)): count for run, count in found.runs.items()}
+    return {"total": found.total, "filter": {"suffix": found.suffixes, "run_status": runs, "metadata": metadata}}
 
 
 def _location(record: DocumentRecord) -> str:

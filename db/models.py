@@ -104,12 +104,10 @@ class JSONField(TextField):
         return None if value is None else orjson.loads(value)
 
 
-class Row(Model):
-    """A row with an id of ours and the times of its making and last change."""
+class Keyed(Model):
+    """A row with an id of ours, whose values fit their columns."""
 
     id = CharField(max_length=32, primary_key=True, default=new_id)
-    create_time = BigIntegerField(default=now_ms)
-    update_time = BigIntegerField(default=now_ms)
 
     class Meta:
         database = proxy
@@ -137,6 +135,13 @@ class Row(Model):
             bits = 63 if isinstance(column, BigIntegerField) else 31
             if isinstance(column, IntegerField) and isinstance(value, int) and not -(1 << bits) <= value < 1 << bits:
                 raise InvalidArgument(f"{name} is out of range")
+
+
+class Row(Keyed):
+    """One that knows the times of its making and last change."""
+
+    create_time = BigIntegerField(default=now_ms)
+    update_time = BigIntegerField(default=now_ms)
 
 
 class Tenant(Row):
@@ -229,6 +234,21 @@ class Document(Row):
             (("dataset_id", "create_time", "id"), False),
             (("dataset_id", "update_time", "id"), False),
             (("tenant_id",), False),
+        )
+
+
+class DocumentMetadata(Keyed):
+    """A key of a document's metadata and its value, both as JSON: an index of `Document.meta_fields` (`db.services.metadata_rows`)."""
+
+    document_id = CharField(max_length=32)
+    dataset_id = CharField(max_length=32)
+    key = CharField(max_length=128)
+    value = CharField(max_length=128)
+
+    class Meta:
+        indexes = (
+            (("document_id", "key"), True),
+            (("dataset_id", "key", "value", "document_id"), False),
         )
 
 
@@ -370,4 +390,4 @@ class Move(Model):
         table_name = "data_move"
 
 
-ALL = (Tenant, ApiKey, Dataset, Document, Task, Dialog, Conversation, Message, SearchApp)
+ALL = (Tenant, ApiKey, Dataset, Document, DocumentMetadata, Task, Dialog, Conversation, Message, SearchApp)

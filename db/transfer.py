@@ -17,10 +17,10 @@ from peewee import BooleanField, DatabaseError, DoubleField, InterfaceError
 from db.address import Address
 from db.engines import open_engine
 from db.faults import fault_of
-from db.models import ALL, Move, Row
+from db.models import ALL, Keyed, Move
 from rag.errors import DatabaseUnavailable, MillraceError
 
-TABLES: tuple[type[Row], ...] = ALL
+TABLES: tuple[type[Keyed], ...] = ALL
 PAGE_ROWS = 500
 PAGE_BYTES = 4 << 20  # wide rows come fewer at a time
 INSERT_VALUES = 900  # of one statement; SQLite takes 32,766, the others more
@@ -54,16 +54,16 @@ class Tables:
         names = set(self._run(self._engine.get_tables))
         return "ours" if Move._meta.table_name in names else "foreign" if names else "none"
 
-    def count(self, model: type[Row]) -> int:
+    def count(self, model: type[Keyed]) -> int:
         """How many rows the table has."""
         return int(self._run(lambda: self._engine.execute_sql(f"SELECT COUNT(*) FROM {self._name(model)}").fetchone()[0]))
 
-    def last_id(self, model: type[Row]) -> str:
+    def last_id(self, model: type[Keyed]) -> str:
         """The highest id, "" without rows."""
         found = self._run(lambda: self._engine.execute_sql(f"SELECT MAX({self._quoted('id')}) FROM {self._name(model)}").fetchone()[0])
         return str(found or "")
 
-    def pages(self, model: type[Row], after: str = "") -> Iterator[list[Values]]:
+    def pages(self, model: type[Keyed], after: str = "") -> Iterator[list[Values]]:
         """The rows by rising id, in the order of `columns_of`, as values that every database has."""
         size = PAGE_ROWS
         columns = ", ".join(self._quoted(field.column_name) for field in columns_of(model))
@@ -78,7 +78,7 @@ class Tables:
             after = rows[-1][0]
             size = max(1, min(PAGE_ROWS, size * PAGE_BYTES // max(1, sum(map(_size, rows)))))
 
-    def insert(self, model: type[Row], rows: Sequence[Values]) -> None:
+    def insert(self, model: type[Keyed], rows: Sequence[Values]) -> None:
         """Insert the rows, all or none, and durably."""
 
         def work() -> None:
@@ -91,7 +91,7 @@ class Tables:
 
         self._run(work)
 
-    def contents(self, model: type[Row], seen: Callable[[int], None] = lambda _: None) -> Contents:
+    def contents(self, model: type[Keyed], seen: Callable[[int], None] = lambda _: None) -> Contents:
         """What the table holds; `seen` is told of each page's rows."""
         rows = digest = 0
         for page in self.pages(model):
@@ -120,26 +120,26 @@ class Tables:
                 self._engine.close()
             raise DatabaseUnavailable(f"the {self._kind} database cannot answer: {fault_of(self._kind, error).reason}") from error
 
-    def _name(self, model: type[Row]) -> str:
+    def _name(self, model: type[Keyed]) -> str:
         return self._quoted(model._meta.table_name)
 
     def _quoted(self, name: str) -> str:
         return name.join(self._engine.quote)
 
 
-def columns_of(model: type[Row]) -> list[peewee.Field]:
+def columns_of(model: type[Keyed]) -> list[peewee.Field]:
     """The table's columns, its id first."""
     return list(model._meta.sorted_fields)
 
 
-def copy(source: Tables, target: Tables, model: type[Row], copied: Callable[[int], None]) -> None:
+def copy(source: Tables, target: Tables, model: type[Keyed], copied: Callable[[int], None]) -> None:
     """Bring what the target lacks behind its highest id; `copied` is told of each page's rows."""
     for page in source.pages(model, target.last_id(model)):
         target.insert(model, page)
         copied(len(page))
 
 
-def check(source: Contents, target: Contents, model: type[Row]) -> None:
+def check(source: Contents, target: Contents, model: type[Keyed]) -> None:
     """Raises `MillraceError` where the tables differ."""
     if source.rows != target.rows:
         raise MillraceError(f"table {model._meta.table_name}: {source.rows} rows were copied and {target.rows} are there")
@@ -147,7 +147,7 @@ def check(source: Contents, target: Contents, model: type[Row]) -> None:
         raise MillraceError(f"table {model._meta.table_name}: the rows that were copied are not those that are there")
 
 
-def _plain(model: type[Row], row: Sequence[Any]) -> Values:
+def _plain(model: type[Keyed], row: Sequence[Any]) -> Values:
     return tuple(_value(field, value) for field, value in zip(columns_of(model), row, strict=True))
 
 

@@ -1,5 +1,6 @@
 """Documents: rows of `Document`, and the dataset's count of them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from peewee import IntegrityError, ModelSelect, fn
 from db.dialect import alone, among, has_part, locked
 from db.models import Dataset, Document, name_key, now_ms, proxy
 from db.records import free_name, freeze, only, page_of
-from db.services import state_service, task_service
+from db.services import metadata_rows, state_service, task_service
 from db.services.task_service import Drop, Purge
 from rag.errors import Conflict, Unavailable
 
@@ -78,6 +79,17 @@ class DocumentBrief:
     dataset_id: str
     name: str
     meta_fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Facets:
+    """Documents counted: all, by suffix, by run state, by value of each metadata key, and those without metadata."""
+
+    total: int
+    suffixes: Mapping[str, int]
+    runs: Mapping[str, int]
+    values: Sequence[metadata_rows.Value]
+    without_metadata: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +173,17 @@ def search(dataset_id: str, query: DocumentQuery) -> tuple[int, list[DocumentRec
     return total, [freeze(DocumentRecord, row) for row in page_of(ordered, query.page, query.page_size)]
 
 
-def facets(dataset_id: str, query: DocumentQuery) -> tuple[int, dict[str, int], dict[str, int], list[Mapping[str, Any]]]:
-    """Of the matching documents: their number, by suffix, by run state, and everyone's metadata."""
-    rows = list(_matching(dataset_id, query).select(Document.suffix, Document.run, Document.meta_fields))
-    suffixes: dict[str, int] = {}
-    runs: dict[str, int] = {}
-    for row in rows:
-        suffixes[row.suffix] = suffixes.get(row.suffix, 0) + 1
-        runs[row.run] = runs.get(row.run, 0) + 1
-    return len(rows), suffixes, runs, [row.meta_fields for row in rows]
+def facets(dataset_id: str, query: DocumentQuery) -> Facets:
+    """How many documents match, and what they say."""
+    matching = _matching(dataset_id, query)
+    suffixes: Counter[str] = Counter()
+    runs: Counter[str] = Counter()
+    columns = Document.suffix, Document.run
+    for suffix, run, count in matching.select(*columns, fn.COUNT(Document.id)).group_by(*columns).tuples():
+        suffixes[suffix] += count
+        runs[run] += count
+    values = metadata_rows.values(dataset_id, matching.select(Document.id) if _has_conditions(query) else None)
+    return Facets(suffixes.total(), suffixes, runs, list(values), matching.where(metadata_rows.has_none()).count())
 
 
 def update(document_id: str, values: Mapping[str, Any], *, restart: bool = False) -> DocumentRecord | None:
@@ -188,6 +202,8 @@ def update(document_id: str, values: Mapping[str, Any], *, restart: bool = False
     except IntegrityError as error:
         raise Conflict("the document's name is taken") from error
     row = Document.get_or_none(Document.id == document_id)
+    if row is not None and "meta_fields" in values:
+        metadata_rows.put([(row.id, row.dataset_id, row.meta_fields)])
     if row is not None and restart and row.run == "RUNNING":
         task_service.restart(row)
         row = Document.get_by_id(document_id)

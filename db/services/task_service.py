@@ -19,6 +19,7 @@ from peewee import Expression
 
 from db.dialect import locked, shared_now_ms
 from db.models import Document, Task, new_id
+from db.services import metadata_rows
 from db.services.state_service import batches, held, set_counts, tell
 
 PURGE_DELAY_MS = 5_000  # the server that deletes comes first
@@ -135,6 +136,7 @@ def remove_documents(tenant_id: str, which: Expression) -> list[Purge]:
         leases = _leases(ids)
         Task.delete().where(Task.document_id.in_(ids)).execute()
         Document.delete().where(Document.id.in_(ids)).execute()
+        metadata_rows.remove(ids)
         tasks = []
         for row in batch:
             # a worker may still write: one at it now, or one that was until a moment ago (stopped, slow, its lease lost)

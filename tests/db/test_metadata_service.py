@@ -1,10 +1,11 @@
-"""db/services/metadata_service.py: conditions, summaries and changes, on plain values."""
+"""db/services/metadata_conditions.py and metadata_service.py: conditions, summaries and changes, on plain values."""
 
 from typing import Any
 
 import pytest
 
-from db.services.metadata_service import changed, fulfils, has_values, summarise
+from db.services.metadata_conditions import fulfils
+from db.services.metadata_service import changed, summarise
 
 
 def condition(name: str, operator: str, value: Any) -> dict[str, Any]:
@@ -76,17 +77,9 @@ def test_odd_values_are_only_text(value: str) -> None:
     assert not fulfils({"a": "x"}, condition("a", "is", value))
 
 
-def test_wanted_values_are_alternatives_within_a_key_and_demands_over_keys() -> None:
-    assert has_values(META, {"tags": ["x", "RED"], "year": 2024})
-    assert not has_values(META, {"tags": ["red"], "year": [2023]})
-    assert not has_values(META, {"empty_metadata": True})
-    assert has_values({}, {"empty_metadata": True})
-    assert has_values(META, {"empty_metadata": False})
-
-
 def test_a_summary_names_types_by_majority_and_counts_elements() -> None:
     metas = [{"a": 1, "t": ["x", "y"], "on": "2024-01-02T03:04:05", "b": True}, {"a": 2, "t": ["x"]}, {"a": "one, two"}]
-    assert summarise(metas) == {
+    assert summarise((key, value, 1) for meta in metas for key, value in meta.items()) == {
         "a": {"type": "number", "values": [["1", 1], ["2", 1], ["one, two", 1]]},
         "t": {"type": "list", "values": [["x", 2], ["y", 1]]},
         "on": {"type": "time", "values": [["2024-01-02T03:04:05", 1]]},

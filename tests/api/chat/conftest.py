@@ -14,7 +14,7 @@ from quart.typing import TestClientProtocol
 from api.app import Application, create_app
 from api.parts import Parts, open_parts
 from db.models import Dataset, Document, name_key
-from db.services import tenant_service
+from db.services import metadata_rows, tenant_service
 from load.rerank_simulator import WIRES
 from load.vendor_simulator import Behaviour, VendorSimulator
 from rag.nlp.tokenize import chunk_terms
@@ -81,6 +81,7 @@ class Server:
                 tenant_id=tenant, dataset_id=dataset.id, created_by=tenant, name=f"{name}.md", name_key=name_key(f"{name}.md"),
                 location="none", type="doc", meta_fields=meta, run="DONE",
             )  # fmt: skip
+            metadata_rows.put([(document.id, dataset.id, meta)])
             return dataset.id, document.id
 
         dataset_id, document_id = await self.parts.session.write(rows)
