@@ -96,6 +96,12 @@ async def remove_all(parts: Parts, document: DocumentRecord, embedder: Embedder)
         left -= CHUNKS_AT_ONCE
 
 
+async def switch(parts: Parts, document: DocumentRecord, chunk_ids: Sequence[str], available: bool) -> int:
+    """Switch these chunks of the document on or off for searches; how many of them there are."""
+    selector = ChunkSelector(document_ids=(document.id,), chunk_ids=tuple(chunk_ids))
+    return await parts.session.write(_set_available, parts.store, document.tenant_id, selector, available)
+
+
 async def drop(parts: Parts, tenant_id: str, drops: Sequence[Drop]) -> None:
     """Delete the old chunks of documents that were just started, stopped or reset. What fails here a worker does: see task_service.py."""
     if not drops:
@@ -201,6 +207,11 @@ def _take_all(store: ChunkStore, document: DocumentRecord) -> bool:
     store.delete(document.tenant_id, ChunkSelector(document_ids=(document.id,)))
     state_service.recount(document.id, 0)
     return True
+
+
+def _set_available(store: ChunkStore, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
+    """Changes no row, and yet here: where nothing may be written now, no chunk is changed."""
+    return store.set_available(tenant_id, selector, available)
 
 
 def _switch(store: ChunkStore, document: DocumentRecord) -> None:

@@ -21,7 +21,7 @@ from db.services.document_service import DocumentRecord
 from rag.nlp.highlight import Highlighter
 from rag.nlp.query import question_terms
 from rag.ports import Embedder
-from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest
+from rag.types import Chunk, ChunkTerms, SearchRequest
 
 api = Routes("chunk")
 
@@ -81,9 +81,8 @@ async def switch_chunks(dataset_id: str, document_id: str) -> Response:
     value = body.get("available_int") if body.get("available_int") is not None else body.get("available")
     if value is None:
         raise ApiError(102, "`available_int` or `available` is required.")
-    selector = _selector(document, [str(chunk_id) for chunk_id in ids])
-    switched = await parts().lanes.write.run(parts().store.set_available, tenant_id(), selector, chunk_input.available(value))
-    if not switched:
+    wanted = [str(chunk_id) for chunk_id in ids if CHUNK_ID.fullmatch(str(chunk_id))]
+    if not await chunk_edits.switch(parts(), document, wanted, chunk_input.available(value)):
         raise ApiError(102, "Index updating failure", 500)
     return respond.reply(True)
 
@@ -127,8 +126,7 @@ async def update_chunk(dataset_id: str, document_id: str, chunk_id: str) -> Resp
     if not changes:
         return respond.reply()
     if changes.keys() == {"available"}:
-        selector = _selector(document, [chunk.id])
-        changed = await parts().lanes.write.run(parts().store.set_available, tenant_id(), selector, changes["available"]) > 0
+        changed = await chunk_edits.switch(parts(), document, [chunk.id], changes["available"]) > 0
     else:
         changed = await chunk_edits.edit(parts(), tenant_id(), chunk, changes, await _embedder(document))
     if not changed:
@@ -174,8 +172,3 @@ async def _matches(
     highlighter = Highlighter(terms)
     chunks = await _get(document, chunk_ids[offset : offset + limit])
     return len(chunk_ids), [chunk_wire.item(chunk, document.name, highlighter.mark(chunk.content)) for chunk in chunks]
-
-
-def _selector(document: DocumentRecord, chunk_ids: Sequence[str]) -> ChunkSelector:
-    wanted = tuple(chunk_id for chunk_id in chunk_ids if CHUNK_ID.fullmatch(chunk_id))
-    return ChunkSelector(document_ids=(document.id,), chunk_ids=wanted)

@@ -11,7 +11,7 @@ from api import chunk_edits
 from api.ingest_records import COUNTS
 from db.models import Task
 from db.services import document_service
-from rag.errors import Unavailable
+from rag.errors import Unavailable, WritesHeld
 from rag.nlp.tokens import TokenCounter
 from rag.types import ChunkSelector
 from tests.api.conftest import Answer, CountedWords, Server
@@ -380,3 +380,24 @@ async def test_nothing_is_added_that_would_go_with_the_old_chunks(api: Server, p
     await api.work()
     await api.call("POST", place.path, {"content": "Gold is soft."})
     assert (await place.counters())[::2] == (3, 3)
+
+
+# ---------------------------------------------------------------------------------------------------- while the data is being moved
+@pytest.mark.parametrize("method", ["one", "some", "document", "delete", "delete all", "start"])
+async def test_nothing_changes_a_chunk_where_nothing_may_be_written(api: Server, place: Place, method: str) -> None:
+    chunk = (await place.chunks())[0]["id"]
+
+    def held() -> None:
+        raise WritesHeld("the data is being moved", 10)
+
+    api.parts.session._guard = held
+    before = api.parts.store.list(api.tenant, place.document)
+    answer = await {
+        "one": lambda: api.call("PATCH", f"{place.path}/{chunk}", {"available": 0}),
+        "some": lambda: api.call("PATCH", place.path, {"chunk_ids": [chunk], "available_int": 0}),
+        "document": lambda: api.call("PATCH", f"{place.documents}/{place.document}", {"enabled": 0}),
+        "delete": lambda: api.call("DELETE", place.path, {"chunk_ids": [chunk]}),
+        "delete all": lambda: api.call("DELETE", place.path, {"delete_all": True}),
+        "start": place.start,
+    }[method]()
+    assert (answer.status, api.parts.store.list(api.tenant, place.document)) == (503, before)
