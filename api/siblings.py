@@ -14,6 +14,10 @@ from api.metrics import merged
 from api.workers import SERVES
 
 ANSWER_SECONDS = 1.0
+UP = b"""\
+# HELP millrace_worker_up Whether a worker of this server gave its figures in time; the other series of one that did not are missing.
+# TYPE millrace_worker_up gauge
+"""
 
 Figures = Callable[[], Awaitable[bytes]]
 
@@ -68,11 +72,19 @@ class Member:
             path.unlink(missing_ok=True)
 
     async def figures(self, own: bytes) -> bytes:
-        """The figures of all workers that answer at once, each series with its `worker`."""
+        """The figures of all workers that answer at once, each series with its `worker`; and which of them do.
+
+        A worker counts from when it first served: its socket stays when it dies.
+        """
         others = [int(path.name) for path in self._folder.iterdir() if path.name.isdigit() and int(path.name) != self._number]
         texts = dict(zip(others, await asyncio.gather(*(self._ask(number) for number in others)), strict=True))
         texts[self._number] = own
-        return merged({str(number): texts[number] for number in sorted(texts)})
+        answered = {str(number): text for number, text in sorted(texts.items()) if text}
+        return (
+            merged(answered)
+            + UP
+            + b"".join(b'millrace_worker_up{worker="%d"} %d\n' % (number, bool(texts[number])) for number in sorted(texts))
+        )
 
     async def _ask(self, number: int) -> bytes:
         try:
