@@ -7,14 +7,22 @@ from typing import Any
 import pytest
 
 from db.address import address_of
-from db.models import proxy
-from db.services import conversation_service, dataset_service, document_service, lease_service, tenant_service
+from db.models import Document, proxy
+from db.services import (
+    conversation_service,
+    dataset_service,
+    document_service,
+    lease_service,
+    metadata_rows,
+    metadata_service,
+    tenant_service,
+)
 from db.services.dataset_service import DatasetQuery
 from db.services.document_service import DocumentQuery
 from db.session import Session
 from rag.threads import Lane
 from tests.db.conftest import KINDS
-from tests.db.many_rows import CHAT, DATASET, TENANT, fill, plan_of
+from tests.db.many_rows import CHAT, DATASET, FIRST, TENANT, analyse, fill, plan_of
 
 ROWS, TENANTS = 100_000, 5_000
 
@@ -108,6 +116,30 @@ def test_single_rows_are_found_by_an_index(filled: Session) -> None:
         assert len(plans) <= 2
         for plan in plans:
             assert not any(word in plan for word in ("Seq Scan", "'ALL'", "SCAN document", "SCAN t1")), plan
+
+
+def test_documents_are_found_by_their_metadata_by_an_index(filled: Session) -> None:
+    """Among the metadata of 100,000 datasets that of one; what is asked follows how many values a key has."""
+
+    def fill_metadata() -> list[str]:
+        key, *columns = (column.join(proxy.obj.quote) for column in ("key", "id", "document_id", "dataset_id", "value"))
+        selected = "id, id, id, '2024', '\"year\"'"
+        proxy.obj.execute_sql(f"INSERT INTO document_metadata ({', '.join([*columns, key])}) SELECT {selected} FROM dataset")
+        ids = [row_id for (row_id,) in Document.select(Document.id).where(Document.id > FIRST).order_by(Document.id).limit(300).tuples()]
+        metadata_rows.put((row_id, DATASET, {"year": number % 3, "no": number}) for number, row_id in enumerate(ids))
+        analyse()
+        return ids
+
+    ids = filled.write_now(fill_metadata)
+    for name, value, plans_sent, found in (("year", 1, 3, ids[1::3]), ("no", 7, 2, ids[7:8])):
+        condition = {"conditions": [{"name": name, "comparison_operator": "is", "value": value}]}
+        plans = asked(filled, metadata_service.documents_matching, TENANT, [DATASET], condition)
+        assert len(plans) == plans_sent  # whose dataset it is, the values, and the documents of those that several have
+        for plan in plans:
+            assert not any(word in plan for word in ("Seq Scan", "'ALL'", "SCAN")), plan
+        assert sorted(filled.read_now(metadata_service.documents_matching, TENANT, [DATASET], condition)) == found
+    (plan,) = asked(filled, lambda: list(metadata_rows.values(DATASET)))
+    assert not any(word in plan for word in ("Seq Scan", "'ALL'", "SCAN")), plan
 
 
 def test_an_idle_queue_of_many_tenants_is_looked_at_by_an_index(filled: Session) -> None:
