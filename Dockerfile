@@ -31,7 +31,7 @@ ENV PATH=/opt/millrace/bin:$PATH \
     MILLRACE_DATA_DIR=/data \
     MILLRACE_LOG_FORMAT=json
 
-# a `millrace worker` answers no requests: give it a health check of its own, as docker-compose.yml does
+# a `millrace worker` answers at another port, if at any: give it a health check of its own, as docker-compose.yml does
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ.get('MILLRACE_PORT', '9380')}/healthz\", timeout=4)"]
 

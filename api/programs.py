@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from api import worker_figures
 from api.listening import listen
 from api.parts import open_parts
 from api.serve import serve, work
@@ -30,7 +31,7 @@ async def serve_among_others(settings: Settings, model_keys: Mapping[str, str], 
 
 
 async def ingest(settings: Settings, model_keys: Mapping[str, str]) -> int:
-    """Ingestion alone."""
-    async with open_parts(settings, model_keys) as parts:
+    """Ingestion alone, and its figures where a port is named for them."""
+    async with open_parts(settings, model_keys) as parts, worker_figures.answering(parts):
         await work(parts)
     return 0

@@ -66,6 +66,7 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(9380, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    worker_metrics_port: int = Field(0, ge=0, le=65535, description="port where `millrace worker` gives /metrics and /healthz; 0 is none")
     data_dir: Path = Field(Path("data"), description="where documents, the database and the index live")
     cache_dir: Path | None = Field(None, description="where what is built from model weights is kept; `<data_dir>/cache` when left out")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line that is logged")
