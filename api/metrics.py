@@ -2,14 +2,14 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from rag.threads import Lane
+from rag.threads import LaneState
 
 disable_created_metrics()  # a second series for each, of no use to anyone here
 
@@ -27,6 +27,15 @@ BREAKER_STATES = ("closed", "half_open", "open")
 
 BreakerStates = Callable[[], Iterable[tuple[str, str, str]]]
 """(provider, kind, state) of each breaker, when called."""
+
+
+class HasState(Protocol):
+    """A lane, or what works like one."""
+
+    @property
+    def state(self) -> LaneState:
+        """How full it is now."""
+        ...
 
 
 class Family:
@@ -58,6 +67,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._lanes: list[HasState] = []
+        self.registry.register(_LaneCollector(self._lanes))
         self._requests = self._counter("requests", "Answered requests by route template and status.", "method", "route", "status")
         self._request_seconds = self._histogram(
             "request_seconds", "Time from a request's head to the last byte of its answer.", REQUEST_BUCKETS, "route"
@@ -163,9 +174,9 @@ class Metrics:
         """Count one step that held the event loop for too long."""
         self._slow_callbacks.inc()
 
-    def watch_lanes(self, lanes: Iterable[Lane]) -> None:
-        """Report how full the lanes are whenever the figures are read."""
-        self.registry.register(_LaneCollector(tuple(lanes)))
+    def watch_lanes(self, lanes: Iterable[HasState]) -> None:
+        """Report how full these lanes are, too, whenever the figures are read."""
+        self._lanes.extend(lanes)
 
     def watch_breakers(self, states: BreakerStates) -> None:
         """Report the circuit breakers whenever the figures are read."""
@@ -224,7 +235,7 @@ def _labelled(line: str, worker: str) -> str:
 
 
 class _LaneCollector(Collector):
-    def __init__(self, lanes: tuple[Lane, ...]) -> None:
+    def __init__(self, lanes: Sequence[HasState]) -> None:
         self._lanes = lanes
 
     def collect(self) -> Iterator[GaugeMetricFamily]:

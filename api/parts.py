@@ -19,6 +19,7 @@ from api.keys import open_session, prepare_data_dir
 from api.memory import Memory, open_memory
 from api.metrics import Metrics
 from api.places import places_of
+from api.search_process import SearchProcess, arguments
 from api.shared_pressure import share_pressure
 from api.warmup import Warmup
 from db.services import move_service
@@ -29,13 +30,13 @@ from rag.ingest.sandbox import Sandbox
 from rag.ingest.worker import Worker
 from rag.llm.registry import ModelSpec, Registry
 from rag.llm.transport import Transport, open_client
-from rag.nlp.tokenize import ANALYSER_VERSION, chunk_terms
+from rag.nlp.find import Finder, LaneFinder
+from rag.nlp.tokenize import ANALYSER_VERSION, terms_of
 from rag.ports import BlobStore, Cache, ChunkStore, IngestRecords
 from rag.settings import Settings
 from rag.store.blobs import LocalBlobStore
 from rag.store.embedded import EmbeddedStore
 from rag.threads import Lane
-from rag.types import Chunk, ChunkTerms
 
 log = structlog.get_logger("millrace.parts")
 
@@ -72,7 +73,7 @@ class Parts:
     """What the HTTP layer calls. Tests build it with the parts they need.
 
     `worker` is None where documents are ingested by `millrace worker` alone, `warmup` where no model has to be loaded, `memory`
-    where nothing is remembered. Without an `admission` the application makes itself one.
+    where nothing is remembered, `searcher` where the search lane searches. Without an `admission` the application makes itself one.
     """
 
     settings: Settings
@@ -87,14 +88,21 @@ class Parts:
     drain: Drain = field(default_factory=Drain)
     memory: Memory | None = None
     admission: Admission | None = None
+    searcher: SearchProcess | None = None
+
+    @property
+    def finder(self) -> Finder:
+        """Where retrievals search the store."""
+        return self.searcher or LaneFinder(self.store, self.lanes.search)
 
 
 @asynccontextmanager
-async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> AsyncIterator[Parts]:
+async def open_parts(settings: Settings, model_keys: Mapping[str, str], *, alone: bool = False) -> AsyncIterator[Parts]:
     """The parts of a server process; closed, in reverse order, when the block is left.
 
-    `model_keys` maps environment variables that `settings.models` name to their values. Raises `SettingsError` for what
-    the person who started the server can mend, `Unavailable` when the database cannot be opened.
+    One that serves `alone` leaves searching to a process beside it; several already share the cores. `model_keys` maps environment
+    variables that `settings.models` name to their values. Raises `SettingsError` for what the person who started the server can mend,
+    `Unavailable` when the database cannot be opened.
     """
     data_dir = prepare_data_dir(settings.data_dir)
     metrics = Metrics()
@@ -126,13 +134,12 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str]) -> Async
             stack.push_async_callback(sandbox.close)
             worker = open_worker(settings, DatabaseRecords(session, store, lanes.write), store, blobs, models, sandbox, lanes, metrics)
             background.append(_until_draining(worker.run(), drain))
+        searcher = None
+        if alone and settings.search_process and settings.store == "embedded":
+            searcher = open_searcher(settings, data_dir, LaneFinder(store, lanes.search), metrics)
+            background.append(searcher.run())
         await stack.enter_async_context(_running(background))
-        yield Parts(settings, lanes, session, store, blobs, models, worker, warmup, metrics, drain, memory, admission)
-
-
-def terms_of(chunk: Chunk) -> ChunkTerms:
-    """A stored chunk's terms, computed anew after the analysis has changed."""
-    return chunk_terms(chunk.document_name if chunk.version else "", chunk.headings, chunk.content, chunk.keywords, chunk.questions)
+        yield Parts(settings, lanes, session, store, blobs, models, worker, warmup, metrics, drain, memory, admission, searcher)
 
 
 def open_lanes(settings: Settings, metrics: Metrics) -> Lanes:
@@ -190,6 +197,14 @@ def open_store(settings: Settings, data_dir: Path) -> ChunkStore:
         analyser_version=ANALYSER_VERSION,
     )
     return ElasticStore(cluster, layout, analyse=terms_of)
+
+
+def open_searcher(settings: Settings, data_dir: Path, otherwise: Finder, metrics: Metrics) -> SearchProcess:
+    """What searches the embedded store beside this process; `run` it."""
+    given = arguments(data_dir / "chunks", settings.log_level, settings.log_format)
+    searcher = SearchProcess(given, settings.searches_at_once, settings.queue_limit, otherwise, metrics.lane_wait)
+    metrics.watch_lanes([searcher])
+    return searcher
 
 
 def _secret(value: str, file: Path | None) -> str:

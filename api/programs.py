@@ -14,7 +14,7 @@ from rag.settings import Settings
 async def serve_alone(settings: Settings, model_keys: Mapping[str, str]) -> int:
     """The one server process of its port."""
     listener = listen(settings.host, settings.port)
-    async with open_parts(settings, model_keys) as parts:
+    async with open_parts(settings, model_keys, alone=True) as parts:
         await serve(parts, listener)
     return 0
 

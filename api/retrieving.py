@@ -109,11 +109,11 @@ async def _retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
 
     found = await async_retrieval(
         request,
-        store=parts.store,
-        search_lane=parts.lanes.search,
+        finder=parts.finder,
+        lane=parts.lanes.search,
         embedder=embedder,
         reranker=reranker,
-        model_lane=parts.lanes.rerank,
+        rerank_lane=parts.lanes.rerank,
         document_names=names,
     )
     if reranker is not None and reranker.excuse and "rerank" not in found.degraded:

@@ -29,6 +29,7 @@ from rag.ingest.context import embedding_text
 from rag.llm.bert_graph import BUILDER_VERSION
 from rag.llm.local import LocalEmbedder
 from rag.llm.model_directory import bundled_model_path, read_model_directory
+from rag.nlp.find import LaneFinder
 from rag.nlp.search import RetrievalRequest, async_retrieval
 from rag.nlp.tokenize import ANALYSER_VERSION, chunk_terms
 from rag.ports import ChunkStore, Embedder
@@ -251,7 +252,7 @@ async def _score_arm(test_set: EvalSet, arm: Arm, store: ChunkStore, tenant_id: 
         removed = sum(grade < 0 for grade in grades.values())
         request = RetrievalRequest(question, tenant_id, (DATASET,), page_size=DEPTH + removed, **arm.parameters)
         async with room:
-            found = await async_retrieval(request, store=store, search_lane=lane, embedder=embedder, document_names=no_names)
+            found = await async_retrieval(request, finder=LaneFinder(store, lane), lane=lane, embedder=embedder, document_names=no_names)
         if found.degraded:
             raise RuntimeError(f"set {test_set.name}: {', '.join(found.degraded)} failed")
         return ndcg([str(entry.chunk.extra["id"]) for entry in found.chunks], grades)

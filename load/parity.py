@@ -27,6 +27,7 @@ from load.eval import (
     question_vectors,
     read_sets,
 )
+from rag.nlp.find import LaneFinder
 from rag.nlp.search import RetrievalRequest, async_retrieval
 from rag.nlp.tokenize import ANALYSER_VERSION
 from rag.ports import ChunkStore, Embedder
@@ -99,7 +100,7 @@ async def _compare_set(
 
     async def ask(store: ChunkStore, request: RetrievalRequest) -> tuple[list[str], int]:
         async with room:
-            found = await async_retrieval(request, store=store, search_lane=lane, embedder=known, document_names=no_names)
+            found = await async_retrieval(request, finder=LaneFinder(store, lane), lane=lane, embedder=known, document_names=no_names)
         if found.degraded:
             raise RuntimeError(f"set {test_set.name}: {', '.join(found.degraded)} failed")
         return [str(entry.chunk.extra["id"]) for entry in found.chunks], found.total

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rag.nlp.find import LaneFinder
 from rag.nlp.search import RetrievalRequest, async_retrieval
 from rag.nlp.tokenize import chunk_terms
 from rag.threads import Lane
@@ -75,7 +76,8 @@ class StubEmbedder:
 
 async def cpu_ms(rounds: int, **parameters: bool | int) -> float:
     """Milliseconds of CPU a retrieval costs, the median of five runs."""
-    store, embedder, lane = StubStore(), StubEmbedder(), Lane("search", 2, 64)
+    embedder, lane = StubEmbedder(), Lane("search", 2, 64)
+    finder = LaneFinder(StubStore(), lane)
     requests = [
         RetrievalRequest(question, "t" * 32, ("d" * 32,), similarity_threshold=0.0, **parameters)  # type: ignore[arg-type]
         for question in QUESTIONS
@@ -85,7 +87,7 @@ async def cpu_ms(rounds: int, **parameters: bool | int) -> float:
         for _ in range(6):
             started = time.process_time()
             for i in range(rounds):
-                await async_retrieval(requests[i % len(requests)], store=store, search_lane=lane, embedder=embedder)
+                await async_retrieval(requests[i % len(requests)], finder=finder, lane=lane, embedder=embedder)
             runs.append((time.process_time() - started) * 1000 / rounds)
     finally:
         lane.close()

@@ -131,6 +131,7 @@ class Settings(BaseModel):
     search_threads: Positive | None = Field(
         None, description="threads that search the store: one a core in the embedded one, 32 that wait for Elasticsearch when left out"
     )
+    search_process: bool = Field(True, description="whether the embedded store is searched in a process beside a server that is alone")
     write_threads: Positive = Field(4, description="threads that write to the search store")
     blob_threads: Positive = Field(4, description="threads for reading and writing files")
     model_threads: Positive = Field(CORES, description="threads for local models answering queries")

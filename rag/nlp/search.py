@@ -9,7 +9,7 @@ the total. A stage that fails is left out and named in `Retrieval.degraded`, as 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ import structlog
 
 from rag.deadline import at_most
 from rag.errors import DeadlineExceeded, InvalidArgument, Overloaded, ProviderBadReply, ProviderError, Unavailable, why_failed
-from rag.nlp.fuse import Ranking, fuse, fuse_reranked
+from rag.nlp.find import Entries, Finder, Wanted, counted
+from rag.nlp.fuse import Ranking, fuse_reranked
 from rag.nlp.highlight import Highlighter
 from rag.nlp.query import question_terms
-from rag.ports import ChunkStore, Embedder, Reranker
+from rag.ports import Embedder, Reranker
 from rag.stages import stage
 from rag.threads import Lane, aside
 from rag.types import Candidates, Chunk, DocumentCount, RankedChunk, Retrieval, SearchRequest, Term
@@ -69,17 +70,17 @@ class RetrievalRequest:
 async def async_retrieval(
     request: RetrievalRequest,
     *,
-    store: ChunkStore,
-    search_lane: Lane,
+    finder: Finder,
+    lane: Lane,
     embedder: Embedder | None,
     reranker: Reranker | None = None,
-    model_lane: Lane | None = None,
+    rerank_lane: Lane | None = None,
     document_names: DocumentNames | None = None,
 ) -> Retrieval:
     """One page of the chunks that answer the question.
 
-    `model_lane` runs rerankers that are not asynchronous; without it they run in the search lane. `document_names` tells
-    documents' names by id; without it they are read from a chunk of each.
+    `lane` marks words in long pages; `rerank_lane`, without it `lane`, runs rerankers that are not asynchronous. `document_names`
+    tells documents' names by id; without it they are read from a chunk of each.
 
     Raises `InvalidArgument` for an impossible page or `top_k`, `Unavailable` and `Overloaded` when the store cannot answer.
     A failing embedder leaves the text arm (`degraded` "embed"), a failing reranker the fused order ("rerank").
@@ -109,45 +110,47 @@ async def async_retrieval(
     reranks = reranker is not None and request.vector_similarity_weight > 0
     refusal = _refusal(reranker) if reranker is not None and reranks else None
     reranks = reranks and refusal is None
-    candidates, ranking, chunks = await search_lane.run(_find, request, search, trust, store, watch, read=not reranks)
-    degraded.extend(candidates.degraded)
-    rerank_scores: Mapping[int, float] = {}
-    if reranks and len(candidates.ids):
+    with stage("search"):
+        found = await finder.find(
+            _wanted(request, search, trust, best=request.rerank_limit if reranks else 0, named=document_names is None)
+        )
+    watch.add(found.seconds)
+    degraded.extend(found.degraded)
+    total, counts, entries, start = found.total, found.counts, found.page, 0
+    rerank_scores: Sequence[float] = ()
+    if reranks and found.best is not None and found.candidates:
         with watch.stage("rerank"):
             try:
-                ranking, rerank_scores = await _rerank(
-                    request, candidates, trust, store, search_lane, reranker, model_lane or search_lane
-                )  # fmt: skip
+                reranked, scores = await _rerank(request, found.best, reranker, rerank_lane or lane)
             except _MODEL_FAILURES as exc:
                 degraded.append("rerank")
                 reasons["rerank"] = why_failed(exc)
                 _log.warning("reranking failed, keeping the fused order", error=type(exc).__name__, reason=reasons["rerank"])
-
-    elif refusal is not None and len(candidates.ids):
+            else:
+                entries, rerank_scores = replace(found.best, ranking=reranked), scores.tolist()
+                total, counts = len(reranked), counted(entries.candidates, reranked)
+                start = (request.page - 1) * request.page_size
+    elif refusal is not None and found.candidates:
         degraded.append("rerank")
         reasons["rerank"] = str(refusal)
 
-    start = (request.page - 1) * request.page_size
-    rows = ranking.rows[start : start + request.page_size]
-    with watch.stage("fetch"):
-        if chunks is None:
-            chunks = await search_lane.run(store.get, request.tenant_id, _chunk_ids(candidates, rows))
-        documents = await _documents(request, candidates, ranking, store, search_lane, document_names)
+    documents = await _documents(counts, found.names, document_names)
     with watch.stage("build"):
-        highlights = await _highlights(question_as_terms, chunks, search_lane) if request.highlight else None
-        entries = tuple(
-            RankedChunk(
-                chunk=chunk,
-                similarity=float(ranking.similarity[start + i]),
-                vector_similarity=float(ranking.vector[start + i]),
-                term_similarity=float(ranking.term[start + i]),
-                highlight=highlights[i] if highlights else None,
-                explain=_explain(candidates, int(rows[i]), trust, rerank_scores) if request.explain else None,
-            )
-            for i, chunk in enumerate(chunks)
-            if chunk is not None  # deleted since it was found
+        part, ranking = slice(start, start + request.page_size), entries.ranking
+        values = (ranking.rows, ranking.similarity, ranking.vector, ranking.term)
+        shown = list(zip(*(array[part].tolist() for array in values), strict=True))
+        chunks = [entries.chunks[row] for row, *_ in shown]
+        highlights = await _highlights(question_as_terms, chunks, lane) if request.highlight else [None] * len(chunks)
+        ranked = tuple(
+            [
+                RankedChunk(
+                    chunk, *similarities, highlight, _explain(entries.candidates, row, trust, rerank_scores) if request.explain else None
+                )
+                for (row, *similarities), chunk, highlight in zip(shown, chunks, highlights, strict=True)
+                if chunk is not None  # deleted since it was found
+            ]
         )
-    return Retrieval(len(ranking), entries, documents, tuple(degraded), watch.timings(), reasons)
+    return Retrieval(total, ranked, documents, tuple(degraded), watch.timings(), reasons)
 
 
 async def async_rerank_by_model(question: str, texts: Sequence[str], reranker: Reranker, lane: Lane) -> np.ndarray:
@@ -208,71 +211,41 @@ def _search_request(request: RetrievalRequest, terms: tuple[Term, ...], vector: 
     )
 
 
-def _fuse(request: RetrievalRequest, candidates: Candidates, trust: float, threshold: float | None = None) -> Ranking:
-    return fuse(
-        candidates,
-        vector_weight=request.vector_similarity_weight,
+def _wanted(request: RetrievalRequest, search: SearchRequest, trust: float, *, best: int, named: bool) -> Wanted:
+    return Wanted(
+        search,
         trust=trust,
-        threshold=request.similarity_threshold if threshold is None else threshold,
+        vector_weight=request.vector_similarity_weight,
+        threshold=request.similarity_threshold,
         keep_vector_only=request.keep_vector_only,
+        start=(request.page - 1) * request.page_size,
+        size=request.page_size,
+        best=best,
+        named=named,
     )
 
 
-async def _rerank(
-    request: RetrievalRequest, candidates: Candidates, trust: float, store: ChunkStore, search_lane: Lane, reranker: Reranker,
-    model_lane: Lane,
-) -> tuple[Ranking, Mapping[int, float]]:  # fmt: skip
-    """The reranked list and each row's score. The threshold is for final similarities, so the best are read without it."""
-    ranking = _fuse(request, candidates, trust, threshold=-np.inf)
-    rows = ranking.rows[: request.rerank_limit]
-    chunks = await search_lane.run(store.get, request.tenant_id, _chunk_ids(candidates, rows))
-    texts = ["" if chunk is None else chunk.content for chunk in chunks]
-    scores = await async_rerank_by_model(request.question.strip(), texts, reranker, model_lane)
+async def _rerank(request: RetrievalRequest, best: Entries, reranker: Reranker, lane: Lane) -> tuple[Ranking, np.ndarray]:
+    """The reranked list and each candidate's score. The threshold is for final similarities, so the best were found without it."""
+    texts = ["" if chunk is None else chunk.content for chunk in best.chunks]
+    scores = await async_rerank_by_model(request.question.strip(), texts, reranker, lane)
     reranked = fuse_reranked(
-        candidates, ranking, scores,
+        best.candidates, best.ranking, scores,
         vector_weight=request.vector_similarity_weight, threshold=request.similarity_threshold,
     )  # fmt: skip
-    return reranked, dict(zip(rows.tolist(), scores.tolist(), strict=True))
-
-
-def _find(
-    request: RetrievalRequest, search: SearchRequest, trust: float, store: ChunkStore, watch: "_Stopwatch", *, read: bool
-) -> tuple[Candidates, Ranking, list[Chunk | None] | None]:
-    """Search, fuse and, to `read`, fetch the page's chunks. In one go on a thread: a crossing costs as much as fusing."""
-    with watch.stage("search"):
-        candidates = store.search(search)
-    with watch.stage("fuse"):
-        ranking = _fuse(request, candidates, trust)
-    if not read:
-        return candidates, ranking, None
-    with watch.stage("fetch"):
-        start = (request.page - 1) * request.page_size
-        rows = ranking.rows[start : start + request.page_size]
-        return candidates, ranking, store.get(request.tenant_id, _chunk_ids(candidates, rows))
+    return reranked, scores
 
 
 async def _documents(
-    request: RetrievalRequest, candidates: Candidates, ranking: Ranking, store: ChunkStore, search_lane: Lane,
-    document_names: DocumentNames | None,
+    counts: Mapping[str, int], names: Mapping[str, str], document_names: DocumentNames | None
 ) -> tuple[DocumentCount, ...]:  # fmt: skip
-    """The whole list's documents by descending number of entries, equal ones by id."""
-    entries_of = candidates.document_of[ranking.rows]
-    counts = np.bincount(entries_of, minlength=len(candidates.documents)).tolist()
-    ordered = sorted([(-count, document) for count, document in zip(counts, candidates.documents, strict=True) if count])
-    if document_names is None:
-        _, first = np.unique(entries_of, return_index=True)
-        one_of_each = await search_lane.run(store.get, request.tenant_id, _chunk_ids(candidates, ranking.rows[first]))
-        names: Mapping[str, str] = {chunk.document_id: chunk.document_name for chunk in one_of_each if chunk is not None}
-    else:
-        names = await document_names([document for _, document in ordered])
-    return tuple([DocumentCount(document, names.get(document, ""), -negative) for negative, document in ordered])
+    """The whole list's documents with their names."""
+    if document_names is not None:
+        names = await document_names(list(counts))
+    return tuple([DocumentCount(document, names.get(document, ""), count) for document, count in counts.items()])
 
 
-def _chunk_ids(candidates: Candidates, rows: np.ndarray) -> list[str]:
-    return [f"{number:016x}" for number in candidates.ids[rows].tolist()]
-
-
-def _explain(candidates: Candidates, row: int, trust: float, rerank_scores: Mapping[int, float]) -> dict[str, Any]:
+def _explain(candidates: Candidates, row: int, trust: float, rerank_scores: Sequence[float]) -> dict[str, Any]:
     """Raw scores and ranks of one candidate; None where the arm did not bring it or could not score it."""
     text_rank, vector_rank = int(candidates.text_ranks[row]), int(candidates.vector_ranks[row])
     cosine = float(candidates.vector_scores[row])
@@ -282,7 +255,7 @@ def _explain(candidates: Candidates, row: int, trust: float, rerank_scores: Mapp
         "cosine": None if np.isnan(cosine) else cosine,
         "vector_rank": vector_rank if vector_rank >= 0 else None,
         "vector_trust": trust,
-        "rerank": rerank_scores.get(row),
+        "rerank": rerank_scores[row] if rerank_scores else None,
     }
 
 
@@ -301,6 +274,11 @@ class _Stopwatch:
                 yield
         finally:
             self._stages[name] = self._stages.get(name, 0.0) + (time.perf_counter() - started) * 1000.0
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Stages that were measured elsewhere."""
+        for name, taken in seconds.items():
+            self._stages[name] = self._stages.get(name, 0.0) + taken * 1000.0
 
     def timings(self) -> dict[str, float]:
         return {**self._stages, "total": (time.perf_counter() - self._started) * 1000.0}

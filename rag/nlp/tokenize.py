@@ -18,7 +18,7 @@ from itertools import chain
 import rjieba
 import Stemmer
 
-from rag.types import ChunkTerms
+from rag.types import Chunk, ChunkTerms
 
 ANALYSER_VERSION = "1"
 
@@ -87,6 +87,11 @@ def chunk_terms(
         keywords=analyse(" ".join(keywords)),
         questions=analyse(" ".join(questions)),
     )
+
+
+def terms_of(chunk: Chunk) -> ChunkTerms:
+    """A stored chunk's terms, computed anew after the analysis has changed."""
+    return chunk_terms(chunk.document_name if chunk.version else "", chunk.headings, chunk.content, chunk.keywords, chunk.questions)
 
 
 class _Memo(dict[str, tuple[str, ...]]):

@@ -10,6 +10,7 @@ from load.vendor_simulator import Behaviour, Request, VendorSimulator
 from rag.deadline import seconds_left, within
 from rag.llm.registry import ModelSpec, Registry
 from rag.llm.transport import Transport
+from rag.nlp.find import LaneFinder
 from rag.nlp.search import RetrievalRequest, async_retrieval
 from rag.nlp.tokenize import chunk_terms
 from rag.store.memory import MemoryStore
@@ -74,7 +75,7 @@ def ask(store: MemoryStore, search_lane: Lane, models: Registry) -> Ask:
     async def ask(name: str | None = "m@Jina", weight: float = 1.0) -> Retrieval:
         request = RetrievalRequest(QUESTION, TENANT, (DATASET,), similarity_threshold=0.0, vector_similarity_weight=weight)
         reranker = models.reranker(name) if name else None
-        return await async_retrieval(request, store=store, search_lane=search_lane, embedder=None, reranker=reranker)
+        return await async_retrieval(request, finder=LaneFinder(store, search_lane), lane=search_lane, embedder=None, reranker=reranker)
 
     return ask
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rag.errors import DeadlineExceeded, InvalidArgument, Overloaded, ProviderBadReply, ProviderUnreachable, Unavailable
+from rag.nlp.find import LaneFinder
 from rag.nlp.fuse import BEST_TERM
 from rag.nlp.search import RetrievalRequest, async_rerank_by_model, async_retrieval
 from rag.nlp.tokenize import chunk_terms
@@ -119,11 +120,11 @@ def ask(store, lane):
         request = RetrievalRequest(question, TENANT, (DATASET,), **{"similarity_threshold": 0.0, **parameters})
         return await async_retrieval(
             request,
-            store=using or store,
-            search_lane=lane,
+            finder=LaneFinder(using or store, lane),
+            lane=lane,
             embedder=WordEmbedder() if embedder == "default" else embedder,
             reranker=reranker,
-            model_lane=lane,
+            rerank_lane=lane,
             document_names=document_names,
         )
 
@@ -317,7 +318,7 @@ async def test_switched_off_chunks_take_no_part(ask, store):
 
 async def test_another_tenant_finds_nothing(store, lane):
     request = RetrievalRequest("water mill", "x" * 32, (DATASET,))
-    assert (await async_retrieval(request, store=store, search_lane=lane, embedder=WordEmbedder())).total == 0
+    assert (await async_retrieval(request, finder=LaneFinder(store, lane), lane=lane, embedder=WordEmbedder())).total == 0
 
 
 @pytest.mark.parametrize("name", ["page", "page_size", "top_k"])
