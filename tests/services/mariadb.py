@@ -2,23 +2,16 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pymysql
 
-from tests.services.postgres import QUOTED_PASSWORD, free_port
+from tests.services.database_server import PASSWORD, USER, DatabaseServer, running
 
-USER, PASSWORD = "millrace", "p@ss:w/rd"
 INSTALL = "mariadb-server (apt-get install mariadb-server)"
 # what only MySQL knows: no second port, no folder for files, and its log of changes written as InnoDB's, below
 MYSQL_OPTIONS = ["--mysqlx=OFF", "--secure-file-priv=NULL", "--sync-binlog=0"]
-START_SECONDS = 60.0
 
 
 def program(name: str) -> str | None:
@@ -32,24 +25,18 @@ def basedir() -> str | None:
     return os.environ.get("MILLRACE_TEST_MYSQL_BASEDIR")
 
 
-class MariaServer:
-    """A server that can be killed, stopped in its tracks and started again on the same port and data."""
+class MariaServer(DatabaseServer):
+    """A MariaDB or a MySQL."""
 
     kind = "mysql"
+    system_database = "mysql"
+    not_yet = pymysql.OperationalError
 
-    def __init__(self, folder: Path, owner: str | None) -> None:
-        self.folder, self.owner, self.port = folder, owner, free_port()
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def url(self, database: str = "mysql", user: str = USER, password: str | None = QUOTED_PASSWORD) -> str:
-        """The address of a database of this server."""
-        secret = "" if password is None else f":{password}"
-        return f"mysql://{user}{secret}@127.0.0.1:{self.port}/{database}"
-
-    def connect(self, database: str = "mysql") -> "pymysql.Connection[pymysql.cursors.Cursor]":
+    def connect(self, database: str = "") -> "pymysql.Connection[pymysql.cursors.Cursor]":
         """A connection of a user who may do all, every statement by itself."""
         return pymysql.connect(
-            host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, database=database, autocommit=True, connect_timeout=5
+            host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, database=database or self.system_database,
+            autocommit=True, connect_timeout=5,
         )  # fmt: skip
 
     def execute(self, statement: str) -> None:
@@ -76,10 +63,7 @@ class MariaServer:
             command = [*install, "--skip-test-db", "--auth-root-authentication-method=normal"]
         else:
             command = [*self._server, "--initialize-insecure"]
-        subprocess.run(
-            command, check=True, capture_output=True, user=self.owner, group=self.owner,
-            extra_groups=[] if self.owner else None, cwd=self.folder,
-        )  # fmt: skip
+        self.run(*command)
         (self.folder / "user.sql").write_text(
             f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}';\nGRANT ALL ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n"
         )
@@ -87,9 +71,9 @@ class MariaServer:
 
     @property
     def _place(self) -> list[str]:
-        """Where the program's files and the data are."""
-        data = f"--datadir={self.folder / 'data'}"
-        return [f"--basedir={folder}", data] if (folder := basedir()) else [data]
+        """Where its files, its data and its temporary tables are; these of its own, for a server that starts removes all it finds."""
+        own = [f"--datadir={self.folder / 'data'}", f"--tmpdir={self.folder}"]
+        return [f"--basedir={folder}", *own] if (folder := basedir()) else own
 
     @property
     def _server(self) -> list[str]:
@@ -98,68 +82,18 @@ class MariaServer:
             return [mariadbd, "--no-defaults", *self._place]
         return [program("mysqld") or "mysqld", "--no-defaults", *self._place, *MYSQL_OPTIONS]
 
-    def start(self, *options: str) -> "MariaServer":
-        """Start it and wait until it answers."""
-        if self.process is not None:
-            return self
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*self._server, f"--port={self.port}",
-                 "--bind-address=127.0.0.1", f"--socket={self.folder / 'socket'}", f"--pid-file={self.folder / 'pid'}",
-                 # written to the kernel at each commit: that survives the death of the process, which is all that is tested
-                 "--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=64M", "--max-connections=60",
-                 "--skip-name-resolve", *options],
-                stdout=subprocess.DEVNULL, stderr=log, user=self.owner, group=self.owner,
-                extra_groups=[] if self.owner else None, cwd=self.folder,
-            )  # fmt: skip
-        until = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                self.connect().close()
-                return self
-            except pymysql.OperationalError:
-                if self.process.poll() is not None or time.monotonic() > until:
-                    raise
-                time.sleep(0.05)
-
-    def kill(self) -> None:
-        """`kill -9`."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-    def pause(self) -> None:
-        """Stop it in its tracks: connections stay, nothing answers."""
-        assert self.process is not None
-        os.kill(self.process.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Go on after `pause`."""
-        assert self.process is not None
-        os.kill(self.process.pid, signal.SIGCONT)
-
-    def stop(self) -> None:
-        """End it for good."""
-        if self.process is not None:
-            self.resume()
-            self.kill()
+    def command(self) -> list[str]:
+        return [
+            *self._server, f"--port={self.port}", "--bind-address=127.0.0.1", f"--socket={self.folder / 'socket'}",
+            f"--pid-file={self.folder / 'pid'}",
+            # written to the kernel at each commit: that survives the death of the process, which is all that is tested
+            "--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=64M", "--max-connections=60", "--skip-name-resolve",
+        ]  # fmt: skip
 
 
-@contextmanager
-def mariadb() -> Iterator[MariaServer]:
+def mariadb() -> AbstractContextManager[MariaServer]:
     """A running server; it and its data are gone afterwards."""
-    owner = "mysql" if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="millrace-mariadb-"))
-    server = MariaServer(folder, owner)
-    try:
-        if owner:
-            shutil.chown(folder, owner, owner)
-        server.initialise()
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    return running(MariaServer, "mysql")
 
 
 def installed() -> bool:
