@@ -21,7 +21,7 @@ from api.migrate.progress import Progress
 from api.migrate.side import Side
 from api.places import places_of
 from db.models import Conversation, Dataset, Dialog, Document, Message, Task, Tenant
-from db.services import conversation_service, move_service, tenant_service
+from db.services import conversation_service, metadata_rows, move_service, tenant_service
 from db.transfer import TABLES, Tables
 from rag.errors import Conflict, MillraceError, SettingsError, Unavailable, WritesHeld
 from rag.settings import ModelSettings, Settings
@@ -137,6 +137,7 @@ def make_tenant(number: int) -> tuple[str, list[tuple[str, str]]]:
             tenant_id=tenant.id, dataset_id=dataset.id, created_by=tenant.id, name=f"{EMOJI}{place}.txt", name_key=f"{place}", type="doc",
             location="", run="DONE", enabled=bool(place), meta_fields={"year": 2020 + place, "who": EMOJI},
         )  # fmt: skip
+        metadata_rows.put([(document.id, dataset.id, document.meta_fields)])
         key = f"{tenant.id}/{document.id}"
         Document.update(location=key).where(Document.id == document.id).execute()
         documents.append((document.id, key))
