@@ -1,13 +1,14 @@
 """The connection to an Elasticsearch cluster: requests within the deadline, and its failures in our own words.
 
 The only module that knows the client. It is synchronous and meant for the search lane: as many connections as the lane has
-threads. Requests are sent as bytes that the caller encoded; calling the client's transport itself costs half of what its
-methods for each API cost, and these would make a client anew for every request that has a timeout of its own.
+threads. Of the client it takes the reading of addresses and the pool of hosts, which leaves those alone that do not answer. Requests
+are sent as bytes that the caller encoded, over `elastic_node.py`: the client's own way to a host costs more than the request.
 """
 
 import base64
 import math
 import ssl
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,18 @@ from typing import Any
 from urllib.parse import urlencode
 
 import orjson
-from elastic_transport import ConnectionTimeout, OrjsonSerializer, TransportError
 from elasticsearch import Elasticsearch
 
 from rag.breaker import ServiceBreaker, Unanswered
 from rag.deadline import seconds_left
 from rag.errors import DeadlineExceeded, SettingsError, Unavailable
-from rag.store.elastic_node import Node
+from rag.store.elastic_node import Answer, Node
 
 _JSON = "application/vnd.elasticsearch+json; compatible-with=8"
 _NDJSON = "application/vnd.elasticsearch+x-ndjson; compatible-with=8"
-_MIMETYPE = "application/vnd.elasticsearch+json"
+# Statuses after which another host may have a better answer, and those that say nothing against the host.
+_ASK_ANOTHER = (429, 502, 503, 504)
+_OWN_FAULT = (400, 401, 402, 403, 404, 409)
 _LEAST_SECONDS = 0.05
 # That nothing came in less time says more about the caller's deadline than about the cluster.
 _TELLING_SECONDS = 1.0
@@ -50,18 +52,6 @@ class Reply:
         return error_type(self.body.get("error")) if isinstance(self.body, dict) else ""
 
 
-class _HitsSerializer(OrjsonSerializer):
-    """Decodes answers. Hits that hold nothing but sort values come out as one flat list in the first hit: a fifth of the work.
-
-    The bytes that part two such hits cannot occur inside a JSON string, where a quote has a backslash before it.
-    """
-
-    mimetype = _MIMETYPE
-
-    def json_loads(self, data: bytes) -> Any:
-        return orjson.loads(data.replace(*_BETWEEN_HITS))
-
-
 class Cluster:
     """A cluster of one or several hosts. Thread-safe.
 
@@ -77,11 +67,11 @@ class Cluster:
         if any("@" in host for host in hosts):  # the client would put them aside, and our requests would come without
             raise SettingsError("elasticsearch_hosts name no users: set elasticsearch_user and elasticsearch_password, or an API key")
         self._timeout_seconds = timeout_seconds
-        self._headers = {"accept": _JSON}
+        self._headers = f"accept: {_JSON}\r\n"
         if api_key:
-            self._headers["authorization"] = f"ApiKey {api_key}"
+            self._headers += f"authorization: ApiKey {api_key}\r\n"
         elif user:
-            self._headers["authorization"] = f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+            self._headers += f"authorization: Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}\r\n"
         if ca_file is not None and not ca_file.is_file():
             raise SettingsError(f"elasticsearch_ca_file: {ca_file} does not exist")
         try:
@@ -90,15 +80,12 @@ class Cluster:
                 list(hosts),
                 node_class=Node,
                 connections_per_node=connections,
-                serializers={_MIMETYPE: _HitsSerializer()},
-                retry_on_timeout=False,
                 max_dead_node_backoff=10.0,
-                meta_header=False,
                 **({"ssl_context": ssl.create_default_context(cafile=ca_file)} if tls else {}),
             )
         except (ValueError, OSError) as exc:
             raise SettingsError(f"elasticsearch_hosts or elasticsearch_ca_file: {exc}") from None
-        self._client, self._transport = client, client.transport
+        self._client, self._hosts = client, client.transport.node_pool
         self._more_hosts = len(list(hosts)) - 1
         self.breaker = ServiceBreaker("elasticsearch")
 
@@ -134,22 +121,54 @@ class Cluster:
     def _send(
         self, method: str, path: str, body: bytes | None, params: Mapping[str, str] | None, content_type: str, seconds: float, retries: int
     ) -> Reply:  # fmt: skip
-        headers = self._headers if body is None else {**self._headers, "content-type": content_type}
-        target = f"{path}?{urlencode(params)}" if params else path
+        headers = self._headers if body is None else f"{self._headers}content-type: {content_type}\r\n"
         try:
-            meta, answer = self._transport.perform_request(
-                method, target, body=body, headers=headers, request_timeout=seconds, max_retries=retries
-            )
-        except ConnectionTimeout as exc:
+            answer = self._from_a_host(method, f"{path}?{urlencode(params)}" if params else path, body, headers, seconds, retries)
+            reply = Reply(answer.status, _decoded(answer))
+        except TimeoutError as exc:
             told = Unanswered if seconds >= _TELLING_SECONDS else Unavailable
             raise told("elasticsearch gave no answer in time") from exc
-        except TransportError as exc:
+        except (OSError, ValueError) as exc:
             raise Unanswered("elasticsearch cannot be reached, or does not answer as elasticsearch does") from exc
-        if 200 <= meta.status < 300 and meta.headers.get("x-elastic-product") != "Elasticsearch":
+        if 200 <= reply.status < 300 and answer.headers.get("x-elastic-product") != "Elasticsearch":
             raise Unanswered("what answers at elasticsearch_hosts is not elasticsearch")
-        if meta.status in (502, 504) or (meta.status == 503 and not isinstance(answer, dict)):
+        if reply.status in (502, 504) or (reply.status == 503 and not isinstance(reply.body, dict)):
             raise Unanswered("elasticsearch cannot be reached behind its proxy")
-        return Reply(meta.status, answer)
+        return reply
+
+    def _from_a_host(self, method: str, target: str, body: bytes | None, headers: str, seconds: float, retries: int) -> Answer:
+        """The answer of a host that is well, or after `retries` others any. Raises `TimeoutError` after `seconds`, else `OSError`."""
+        end = time.monotonic() + seconds
+        while True:
+            if (left := end - time.monotonic()) <= 0:
+                raise TimeoutError
+            host = self._hosts.get()
+            try:
+                answer = host.ask(method, target, body, headers, seconds=left)
+            except TimeoutError:
+                self._hosts.mark_dead(host)
+                raise
+            except OSError:
+                self._hosts.mark_dead(host)
+                if not retries:
+                    raise
+            else:
+                well = 200 <= answer.status < 300 or answer.status in _OWN_FAULT
+                (self._hosts.mark_live if well else self._hosts.mark_dead)(host)
+                if answer.status not in _ASK_ANOTHER or not retries:
+                    return answer
+            retries -= 1
+
+
+def _decoded(answer: Answer) -> Any:
+    """The JSON of an answer, None for what is none. Raises `ValueError`.
+
+    Hits that hold nothing but sort values come out as one flat list in the first hit: a fifth of the work. The bytes that part two
+    such hits cannot occur inside a JSON string, where a quote has a backslash before it.
+    """
+    if not answer.body or "json" not in answer.headers.get("content-type", ""):
+        return None
+    return orjson.loads(answer.body.replace(*_BETWEEN_HITS))
 
 
 def error_type(error: Any) -> str:

@@ -1,29 +1,18 @@
-"""Connections to one Elasticsearch host, for the official client's transport, at half the CPU of the two that it brings.
+"""Connections to one Elasticsearch host, for the official client's pool of hosts, at half the CPU of those that it brings.
 
-A retrieval asks Elasticsearch three times, and of 4 ms of CPU that it may take, urllib3 took 0.4 ms each time, and the standard
-library's reading of an answer's headers 0.1 ms. Here a request is one `sendall`, and of HTTP/1.1 only that is read which servers
-send to a client that asks for nothing special: a length, or chunks, or an end of the connection.
+A retrieval asks Elasticsearch three times, and of 4 ms of CPU that it may take, urllib3 took 0.4 ms each time, the standard
+library's reading of an answer's headers 0.1 ms, and the client's transport another 0.1 ms. Here a request is one `sendall`, and of
+HTTP/1.1 only that is read which servers send to a client that asks for nothing special: a length, or chunks, or an end of the connection.
 """
 
-import math
 import select
 import socket
-import ssl
 import threading
 import time
 from collections import deque
 from typing import NamedTuple
 
-from elastic_transport import (
-    ApiResponseMeta,
-    BaseNode,
-    ConnectionError,
-    ConnectionTimeout,
-    HttpHeaders,
-    NodeConfig,
-    TlsError,
-)
-from elastic_transport.client_utils import DEFAULT, DefaultType
+from elastic_transport import BaseNode, NodeConfig
 
 _HEAD_BYTES = 64 << 10
 _PIECE_BYTES = 64 << 10
@@ -36,59 +25,41 @@ _BROKE_OFF = "the connection broke off before the answer was whole"
 
 
 class Answer(NamedTuple):
-    """What the transport takes of an answer."""
+    """An answer: its status, its headers by their names in lower case, its body."""
 
-    meta: ApiResponseMeta
-    body: bytes
+    status: int
+    headers: dict[str, str]
+    body: bytes | bytearray
 
 
 class Node(BaseNode):
-    """At most `connections_per_node` connections, kept open between requests. Thread-safe."""
+    """A host. At most `connections_per_node` connections, kept open between requests. Thread-safe."""
 
     def __init__(self, config: NodeConfig) -> None:
         super().__init__(config)
         self._idle: deque[tuple[socket.socket, float]] = deque()  # and when it was used last
         self._room = threading.BoundedSemaphore(config.connections_per_node)
-        self._host = f"[{self.host}]" if ":" in self.host else self.host
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        self._first_headers = f" HTTP/1.1\r\nhost: {host}:{self.port}\r\nconnection: keep-alive\r\n"
         self._closed = False
 
-    def perform_request(
-        self,
-        method: str,
-        target: str,
-        body: bytes | None = None,
-        headers: HttpHeaders | None = None,
-        request_timeout: DefaultType | float | None = DEFAULT,
-    ) -> Answer:
-        """The answer to one request, whole, within `request_timeout`: waiting for a connection and making one included.
+    def ask(self, method: str, target: str, body: bytes | None = None, headers: str = "", *, seconds: float) -> Answer:
+        """The answer to one request, whole, within `seconds`: waiting for a connection and making one included.
 
-        Raises `ConnectionTimeout`, `TlsError`, `ConnectionError`; the last one also for a host that takes too long to connect to.
+        `headers` are lines, each with its end. Raises `TimeoutError`, and `OSError` for all else, a host that takes too long to
+        connect to included.
         """
-        started, begun = time.time(), time.monotonic()
-        seconds = self.config.request_timeout if request_timeout is DEFAULT else request_timeout
-        lines = [f"{method} {self.path_prefix}{target} HTTP/1.1", f"host: {self._host}:{self.port}", "connection: keep-alive"]
-        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        if body is not None or method in ("POST", "PUT"):
-            lines.append(f"content-length: {len(body or b'')}")
-        request = "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+        end = time.monotonic() + seconds
+        length = "" if body is None and method not in ("POST", "PUT") else f"content-length: {len(body or b'')}\r\n"
+        head = f"{method} {self.path_prefix}{target}{self._first_headers}{headers}{length}\r\n".encode("latin-1")
+        if not self._room.acquire(timeout=seconds):
+            raise TimeoutError
         try:
-            if not self._room.acquire(timeout=seconds):
-                raise TimeoutError
-            try:
-                end = None if seconds is None else begun + seconds
-                status, answered, data = self._exchange(method, request, end)
-            finally:
-                self._room.release()
-        except TimeoutError as exc:
-            raise ConnectionTimeout("no answer in time", errors=(exc,)) from exc
-        except ssl.SSLError as exc:
-            raise TlsError(str(exc), errors=(exc,)) from exc
-        except (OSError, ValueError) as exc:
-            raise ConnectionError(str(exc), errors=(exc,)) from exc
-        meta = ApiResponseMeta(
-            node=self.config, duration=time.time() - started, http_version="1.1", status=status, headers=HttpHeaders(answered)
-        )  # fmt: skip
-        return Answer(meta, data)
+            return self._exchange(method, head + (body or b""), end)
+        except ValueError as exc:
+            raise ConnectionError(str(exc)) from exc
+        finally:
+            self._room.release()
 
     def close(self) -> None:
         """Close the connections that are not in use; the others close with their requests."""
@@ -96,7 +67,7 @@ class Node(BaseNode):
         while self._idle:
             self._idle.popleft()[0].close()
 
-    def _exchange(self, method: str, request: bytes, end: float | None) -> tuple[int, dict[str, str], bytes]:
+    def _exchange(self, method: str, request: bytes, end: float) -> Answer:
         connection = self._take() or self._connect(_left(end))
         kept = False
         try:
@@ -109,7 +80,7 @@ class Node(BaseNode):
             else:
                 data, whole = reader.body(headers)
             kept = whole and not self._closed and headers.get("connection", "").lower() != "close"
-            return status, headers, data
+            return Answer(status, headers, data)
         finally:
             if kept:
                 self._idle.append((connection, time.monotonic()))
@@ -129,15 +100,15 @@ class Node(BaseNode):
                 return connection
             connection.close()
 
-    def _connect(self, seconds: float | None) -> socket.socket:
-        hurried = seconds is not None and seconds < _HURRIED_SECONDS
-        patience = seconds if hurried else min(_CONNECT_SECONDS, (seconds or math.inf) / 2)
+    def _connect(self, seconds: float) -> socket.socket:
+        hurried = seconds < _HURRIED_SECONDS
+        patience = seconds if hurried else min(_CONNECT_SECONDS, seconds / 2)
         try:
             connection = socket.create_connection((self.host, self.port), timeout=patience)
         except TimeoutError as exc:
             if hurried:
                 raise
-            raise OSError("the host does not take the connection") from exc
+            raise ConnectionError("the host does not take the connection") from exc
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.scheme != "https":
             return connection
@@ -148,10 +119,8 @@ class Node(BaseNode):
             raise
 
 
-def _left(end: float | None) -> float | None:
-    """Seconds until then, None for ever. Raises `TimeoutError` when there are none."""
-    if end is None:
-        return None
+def _left(end: float) -> float:
+    """Seconds until then. Raises `TimeoutError` when there are none."""
     left = end - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -161,7 +130,7 @@ def _left(end: float | None) -> float | None:
 class _Reader:
     """Reads one answer from a connection, until `end`. Raises `OSError`, `TimeoutError`, `ValueError` for what is no HTTP."""
 
-    def __init__(self, connection: socket.socket, end: float | None) -> None:
+    def __init__(self, connection: socket.socket, end: float) -> None:
         self._connection = connection
         self._end = end
         self._buffer = bytearray()
@@ -178,16 +147,16 @@ class _Reader:
             headers[name.lower()] = value.strip()
         return int(status), headers
 
-    def body(self, headers: dict[str, str]) -> tuple[bytes, bool]:
+    def body(self, headers: dict[str, str]) -> tuple[bytes | bytearray, bool]:
         """The bytes, and whether the connection can be used again."""
         if headers.get("transfer-encoding", "").lower() == "chunked":
             pieces = []
             while length := int(self._until(b"\r\n").partition(b";")[0], 16):
-                pieces.append(self._exactly(length))
-                self._exactly(2)
+                pieces.append(self._exactly(length + 2))
+                del pieces[-1][-2:]  # the end of the line
             while self._until(b"\r\n"):  # trailing headers
                 pass
-            return b"".join(pieces), True
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces), True
         if "content-length" in headers:
             return self._exactly(int(headers["content-length"])), True
         while piece := self._receive():
@@ -205,9 +174,9 @@ class _Reader:
         del self._buffer[: place + len(mark)]
         return found
 
-    def _exactly(self, count: int) -> bytes:
+    def _exactly(self, count: int) -> bytearray:
         if len(self._buffer) >= count:
-            found = bytes(self._buffer[:count])
+            found = self._buffer[:count]
             del self._buffer[:count]
             return found
         found = bytearray(count)
@@ -219,15 +188,15 @@ class _Reader:
             self._wait()
             received = self._connection.recv_into(view[filled:])
             if not received:
-                raise OSError(_BROKE_OFF)
+                raise ConnectionError(_BROKE_OFF)
             filled += received
         view.release()
-        return bytes(found)
+        return found
 
     def _more(self) -> bytes:
         piece = self._receive()
         if not piece:
-            raise OSError(_BROKE_OFF)
+            raise ConnectionError(_BROKE_OFF)
         return piece
 
     def _receive(self) -> bytes:
@@ -235,5 +204,4 @@ class _Reader:
         return self._connection.recv(_PIECE_BYTES)
 
     def _wait(self) -> None:
-        if self._end is not None:
-            self._connection.settimeout(_left(self._end))
+        self._connection.settimeout(_left(self._end))

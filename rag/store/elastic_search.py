@@ -4,8 +4,10 @@ Hits carry sort values and nothing else: score, id, document. That is all a cand
 their ids, and Elasticsearch reads no stored field for it.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from rag.types import Candidates, SearchRequest
 _NO_IDS, _NO_RANKS, _NO_SCORES = np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
 NOTHING = Candidates(_NO_IDS.view(np.uint64), [], _NO_RANKS, _NO_SCORES, _NO_SCORES, _NO_RANKS, _NO_RANKS)
 _SIGN = np.uint64(1 << 63)
-_BY_SCORE = ({"_score": "desc"}, {"id": "asc"})
+_BY_SCORE = ({"_score": "desc"}, {"id": "asc"}, {"document": "asc"})
+_BY_ID = ({"id": "asc"}, {"_score": "desc"})
 _PATH = "/_msearch?filter_path=responses.hits.hits.sort,responses.status,responses.error.type,responses.error.root_cause.type"
 
 
@@ -28,7 +31,7 @@ class UnknownVectorField(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """An arm's hits, best first: stored ids int64, scores float32, document ids. `all` tells that there are no others."""
+    """An arm's hits: stored ids int64, scores float32, document ids. `all` tells that there are no others."""
 
     ids: np.ndarray = field(default_factory=lambda: _NO_IDS)
     scores: np.ndarray = field(default_factory=lambda: _NO_SCORES)
@@ -46,15 +49,14 @@ def search(cluster: Cluster, index: str, request: SearchRequest, *, has_vectors:
     clauses = _clauses(request)
     vector = None
     if has_vectors and request.vector is not None:
-        vector = request.vector.astype(np.float16).astype(np.float32)  # rounded as the stored ones are
+        vector = _once(request.vector.astype(np.float16).astype(np.float32))  # rounded as the stored ones are
     text_k, vector_k = min(request.text_k, MOST_HITS), min(request.vector_k, MOST_NEIGHBOURS)
-    sort = [*_BY_SCORE, {"document": "asc"}]
     bodies = {}
-    if clauses and text_k > 0:
-        bodies["text"] = {"query": _text(clauses, filters), "size": text_k, "sort": sort}
+    if clauses is not None and text_k > 0:
+        bodies["text"] = {"query": _text(clauses, filters), "size": text_k, "sort": _BY_SCORE}
     if vector is not None and vector_k > 0:
-        bodies["vector"] = {"knn": _near(request.space, vector, filters, vector_k), "size": vector_k, "sort": sort}
-    found, degraded = _ask(cluster, index, bodies, 3, sharded)
+        bodies["vector"] = {"knn": _near(request.space, vector, filters, vector_k), "size": vector_k, "sort": _BY_SCORE}
+    found, degraded = _ask(cluster, index, bodies, sharded)
     text, near = found.get("text", Hits()), found.get("vector", Hits())
     near_scores = cosines(near.scores)
 
@@ -65,26 +67,26 @@ def search(cluster: Cluster, index: str, request: SearchRequest, *, has_vectors:
 
     bodies = {}
     lacking = _without(ids, text_places)
-    if clauses and len(lacking) and not text.all and "text" not in degraded:
-        bodies["text"] = {"query": _text(clauses, [_among(lacking)]), "size": len(lacking), "sort": _BY_SCORE}
+    if clauses is not None and len(lacking) and not text.all and "text" not in degraded:
+        bodies["text"] = {"query": _text(clauses, [_among(lacking)]), "size": len(lacking), "sort": _BY_ID}
     lacking = _without(ids, near_places)
     if vector is not None and len(lacking) and not (near.all and exact) and "vector" not in degraded:
         for start in range(0, len(lacking), MOST_NEIGHBOURS):
             part = lacking[start : start + MOST_NEIGHBOURS]
             bodies[f"vector {start}"] = {
-                "knn": _near(request.space, vector, [_among(part)], len(part)), "size": len(part), "sort": _BY_SCORE,
+                "knn": _near(request.space, vector, [_among(part)], len(part)), "size": len(part), "sort": _BY_ID,
             }  # fmt: skip
-    more, failed = _ask(cluster, index, bodies, 2, sharded)
+    more, failed = _ask(cluster, index, bodies, sharded)
     for name, hits in more.items():
         (bm25 if name == "text" else cosine)[np.searchsorted(ids, hits.ids)] = hits.scores if name == "text" else cosines(hits.scores)
 
-    documents = [*text.documents, *near.documents]
-    names = {name: number for number, name in enumerate(dict.fromkeys(documents))}
+    documents = defaultdict(count().__next__)  # a number for each name, by the order in which they are asked for
     document_of = np.empty(len(ids), np.int32)
-    document_of[places] = [names[name] for name in documents]
+    document_of[text_places] = list(map(documents.__getitem__, text.documents))
+    document_of[near_places] = list(map(documents.__getitem__, near.documents))
     return Candidates(
         ids=ids.view(np.uint64) ^ _SIGN,
-        documents=list(names),
+        documents=list(documents),
         document_of=document_of,
         text_scores=bm25,
         vector_scores=cosine,
@@ -104,12 +106,16 @@ def _filters(request: SearchRequest) -> list[dict[str, Any]]:
     return filters
 
 
-def _clauses(request: SearchRequest) -> list[dict[str, Any]]:
-    """A clause a term and field: their sum is the text arm's score."""
-    boosts = [(name, request.field_boosts.get(name, 0.0)) for name in TERM_FIELDS]
-    return [
-        _clause(name, term.text, term.weight * boost) for name, boost in boosts if boost > 0 for term in request.terms if term.weight > 0
-    ]  # fmt: skip
+def _once(value: Any) -> orjson.Fragment:
+    """What goes into several requests, encoded."""
+    return orjson.Fragment(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def _clauses(request: SearchRequest) -> orjson.Fragment | None:
+    """A clause a term and field, None without any: their sum is the text arm's score."""
+    boosts = [(name, boost) for name in TERM_FIELDS if (boost := request.field_boosts.get(name, 0.0)) > 0]
+    clauses = [_clause(name, term.text, term.weight * boost) for name, boost in boosts for term in request.terms if term.weight > 0]
+    return _once(clauses) if clauses else None
 
 
 def _clause(name: str, term: str, boost: float) -> dict[str, Any]:
@@ -118,11 +124,11 @@ def _clause(name: str, term: str, boost: float) -> dict[str, Any]:
     return {"match": {name: {"query": term, "operator": "and", "boost": boost}}}  # cut into pieces, as it was in the index
 
 
-def _text(clauses: Sequence[Mapping[str, Any]], filters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _text(clauses: orjson.Fragment, filters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"bool": {"should": clauses, "minimum_should_match": 1, "filter": filters}}
 
 
-def _near(space: str, vector: np.ndarray, filters: Sequence[Mapping[str, Any]], k: int) -> dict[str, Any]:
+def _near(space: str, vector: orjson.Fragment, filters: Sequence[Mapping[str, Any]], k: int) -> dict[str, Any]:
     return {"field": vector_field(space), "query_vector": vector, "k": k, "num_candidates": k, "filter": filters}
 
 
@@ -131,10 +137,8 @@ def _among(ids: np.ndarray) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------- asking
-def _ask(
-    cluster: Cluster, index: str, bodies: Mapping[str, Mapping[str, Any]], width: int, sharded: bool
-) -> tuple[dict[str, Hits], set[str]]:  # fmt: skip
-    """Each search's hits by name, and the names of those that failed. `width` is the number of a hit's sort values."""
+def _ask(cluster: Cluster, index: str, bodies: Mapping[str, Mapping[str, Any]], sharded: bool) -> tuple[dict[str, Hits], set[str]]:
+    """Each search's hits by name, and the names of those that failed."""
     if not bodies:
         return {}, set()
     header: dict[str, Any] = {"index": index, "ignore_unavailable": True, "allow_partial_search_results": False}
@@ -150,7 +154,7 @@ def _ask(
     error = None
     for (name, body), answer in zip(bodies.items(), reply.body["responses"], strict=True):
         if answer["status"] == 200:
-            found[name] = _hits(answer, width, body["size"])
+            found[name] = _hits(answer, body["sort"], body["size"])
             continue
         kind = error_type(answer.get("error"))
         if answer["status"] == 400 and name != "text":
@@ -162,13 +166,15 @@ def _ask(
     return found, failed
 
 
-def _hits(answer: Mapping[str, Any], width: int, size: int) -> Hits:
+def _hits(answer: Mapping[str, Any], sort: Sequence[Mapping[str, str]], size: int) -> Hits:
     hits = answer.get("hits")
     if not hits:
         return Hits(all=True)
     values = hits["hits"][0]["sort"]
-    ids = np.array(values[1::width], np.int64)
-    return Hits(ids, np.array(values[0::width], np.float32), values[2::width] if width == 3 else (), len(ids) < size)
+    if sort is _BY_ID:
+        return Hits(np.array(values[0::2], np.int64), np.array(values[1::2], np.float32))
+    ids = np.array(values[1::3], np.int64)
+    return Hits(ids, np.array(values[0::3], np.float32), values[2::3], len(ids) < size)
 
 
 def _without(ids: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ every chunk. An index field has one dimension for ever, so a space that changes 
 import base64
 from collections.abc import Mapping
 from hashlib import blake2b
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def vector_mapping(dimension: int, kind: str) -> dict[str, Any]:
 def cosines(scores: np.ndarray) -> np.ndarray:
     """Cosines float32 from Elasticsearch's scores of `max_inner_product`, which it keeps above 0."""
     wide = np.asarray(scores, np.float64)
-    return np.clip(np.where(wide >= 1.0, wide - 1.0, 1.0 - 1.0 / wide), -1.0, 1.0).astype(np.float32)
+    return np.minimum(np.maximum(np.where(wide >= 1.0, wide - 1.0, 1.0 - 1.0 / wide), -1.0), 1.0).astype(np.float32)
 
 
 def document(chunk: Chunk, space: str = "", vector: np.ndarray | None = None) -> bytes:
@@ -118,11 +119,13 @@ def document(chunk: Chunk, space: str = "", vector: np.ndarray | None = None) ->
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+_places = itemgetter("id", "dataset", "document", "version", "position", "created_at", "available")
+
+
 def chunk_from(source: Mapping[str, Any]) -> Chunk:
     """The chunk of a stored `_source`."""
-    terms = ("" if source[name] == ABSENT else source[name] for name in TERM_FIELDS)
-    places = (source[name] for name in ("id", "dataset", "document", "version", "position", "created_at", "available"))
-    return chunk_of((*places, *terms, orjson.loads(source["body"])))
+    terms = ["" if (text := source[name]) == ABSENT else text for name in TERM_FIELDS]
+    return chunk_of((*_places(source), *terms, orjson.loads(source["body"])))
 
 
 def unpacked(packed: str) -> np.ndarray:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from elastic_transport import ConnectionError, ConnectionTimeout, NodeConfig
+from elastic_transport import NodeConfig
 
+from rag.errors import Unavailable
 from rag.store.elastic import Cluster
 from rag.store.elastic_node import Node
 
@@ -68,8 +69,8 @@ def test_an_answer_of_any_form_is_read_whole_and_the_connection_kept(form, piece
         piece = 9_973
     with (server := Server(answer, piece)) as node:
         for _ in range(3):
-            got = node.perform_request("POST", "/", body=b"{}", request_timeout=10.0)
-            assert (got.meta.status, got.body) == (status, body)
+            got = node.ask("POST", "/", b"{}", seconds=10.0)
+            assert (got.status, got.body) == (status, body)
     assert server.connections == 2  # ours, and the one that ends the server
 
 
@@ -81,20 +82,20 @@ def test_an_answer_of_any_form_is_read_whole_and_the_connection_kept(form, piece
 ])  # fmt: skip
 def test_an_answer_that_is_not_whole_or_not_http_is_no_connection(answer):
     with Server(answer, close=True) as node, pytest.raises(ConnectionError):
-        node.perform_request("GET", "/", request_timeout=10.0)
+        node.ask("GET", "/", seconds=10.0)
 
 
 def test_an_end_of_the_connection_ends_an_answer_without_a_length():
     with (server := Server(b"HTTP/1.1 200 OK\r\n\r\nall of it", close=True)) as node:
         for _ in range(2):
-            assert node.perform_request("GET", "/", request_timeout=10.0).body == b"all of it"
+            assert node.ask("GET", "/", seconds=10.0).body == b"all of it"
     assert server.connections == 3
 
 
 def test_a_connection_that_the_host_has_closed_is_not_used_again():
     with (server := Server(ANSWERS["length"][0], close=True)) as node:
         for _ in range(3):
-            assert node.perform_request("GET", "/", request_timeout=10.0).body == b"hello"
+            assert node.ask("GET", "/", seconds=10.0).body == b"hello"
             assert is_closed(node._idle[-1][0])  # waits until the end has arrived
     assert server.requests == 3
 
@@ -122,8 +123,8 @@ def test_an_answer_that_trickles_is_ended_by_the_time_of_the_whole():
         thread.start()
         node = Node(NodeConfig("http", "127.0.0.1", listener.getsockname()[1]))
         started = time.monotonic()
-        with pytest.raises(ConnectionTimeout):
-            node.perform_request("GET", "/", request_timeout=0.4)
+        with pytest.raises(TimeoutError):
+            node.ask("GET", "/", seconds=0.4)
         assert 0.3 < time.monotonic() - started < 2.0
         stop.set()
         thread.join()
@@ -137,8 +138,8 @@ def test_waiting_for_a_connection_counts_as_waiting_for_the_answer():
 
         def ask() -> None:
             started = time.monotonic()
-            with pytest.raises(ConnectionTimeout):
-                node.perform_request("GET", "/", request_timeout=1.0)
+            with pytest.raises(TimeoutError):
+                node.ask("GET", "/", seconds=1.0)
             ended.append(time.monotonic() - started)
 
         first, second = threading.Thread(target=ask), threading.Thread(target=ask)
@@ -159,6 +160,35 @@ def test_a_host_that_takes_no_connection_leaves_time_for_another_one():
         cluster.close()
 
 
+def test_hosts_that_break_off_have_the_time_of_one_request_together():
+    with ExitStack() as stack:
+        ports = [stack.enter_context(host_that_breaks_off(0.7)) for _ in range(2)]
+        cluster = Cluster([f"http://127.0.0.1:{port}" for port in ports], timeout_seconds=1.0)
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="no answer in time"):
+            cluster.ask("GET", "/")
+        assert time.monotonic() - started < 1.3
+        cluster.close()
+
+
+@contextmanager
+def host_that_breaks_off(seconds: float) -> Iterator[int]:
+    """The port of a host that takes a connection and closes it after a while."""
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def run() -> None:
+            connection, _ = listener.accept()
+            stop.wait(seconds)
+            connection.close()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        yield listener.getsockname()[1]
+        stop.set()
+        thread.join()
+
+
 @contextmanager
 def full_host() -> Iterator[int]:
     """The port of a host that answers no handshake, as one that has lost its power: its queue is full."""
@@ -176,8 +206,8 @@ def full_host() -> Iterator[int]:
 def test_a_connection_that_was_idle_for_long_is_not_used_again():
     """What lies between may have forgotten it."""
     with (server := Server(ANSWERS["length"][0])) as node:
-        node.perform_request("GET", "/", request_timeout=10.0)
+        node.ask("GET", "/", seconds=10.0)
         connection, used = node._idle.pop()
         node._idle.append((connection, used - 3600.0))
-        node.perform_request("GET", "/", request_timeout=10.0)
+        node.ask("GET", "/", seconds=10.0)
     assert server.connections == 3
