@@ -4,7 +4,6 @@ One thread for each descriptor. It takes a question, searches the embedded store
 end is closed. Signals are for the server, which ends this process by closing the sockets.
 """
 
-import gc
 import pickle
 import signal
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from api import logs
+from api.collector import spare_the_collector
 from api.search_process import LENGTH
 from rag.errors import MillraceError
 from rag.nlp.find import find
@@ -33,8 +33,7 @@ def main(arguments: Sequence[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     logs.configure(log_level, log_format)
     store = EmbeddedStore(Path(folder), analyser_version=ANALYSER_VERSION, analyse=terms_of)
-    gc.collect()
-    gc.freeze()
+    spare_the_collector()
     threads = [threading.Thread(target=_serve, args=(store, socket.socket(fileno=int(number))), daemon=True) for number in descriptors]
     for thread in threads:
         thread.start()

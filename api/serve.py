@@ -1,7 +1,6 @@
 """Runs the HTTP server, and on a stop signal lets what runs finish."""
 
 import asyncio
-import gc
 import logging
 import resource
 import signal
@@ -15,6 +14,7 @@ from hypercorn.config import Config
 from quart import Quart
 
 from api.app import create_app
+from api.collector import spare_the_collector
 from api.connections import Connections
 from api.figures import figures
 from api.keys import ensure_first_key
@@ -31,10 +31,6 @@ MOST_FILES = 65_536
 KEEP_ALIVE_SECONDS = 75
 # between the signal and closing the socket: connections the kernel took already are served, and every answer says `close`
 LAST_CALL_SECONDS = 0.2
-# The garbage collector's three generations. A retrieval's thousand objects should not set off a search for cycles, and no search
-# should take 20 ms: with 20,000 the first one took up to 43 at 100 callers, with these 10 and the second one 14. The third one walks
-# through all that requests have alive.
-COLLECT_AFTER = (3_000, 3, 100)
 # of the drain time, what a stream that must end keeps for its last frames
 FAREWELL_SECONDS = 2.0
 
@@ -51,7 +47,7 @@ async def serve(parts: Parts, listener: socket.socket, member: Member | None = N
     observe(app, parts.metrics, parts.drain)
     lag = asyncio.create_task(parts.metrics.watch_loop())
     _raise_file_limit()
-    _spare_the_collector()
+    spare_the_collector()
     try:
         with _watching_steps(parts):
             async with _among_siblings(app, parts, member, stop):
@@ -109,13 +105,6 @@ def _raise_file_limit() -> None:
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _spare_the_collector() -> None:
-    """What the start has made stays: the garbage collector need not walk through it again and again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
 
 
 def _stop_signal() -> asyncio.Event:
