@@ -1,5 +1,6 @@
 """db/services/metadata_rows.py: the index of documents' metadata says what the documents say, whoever changed them."""
 
+import asyncio
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -181,6 +182,27 @@ def test_every_change_of_metadata_changes_the_index_with_it(session: Session) ->
     session.write_now(dataset_service.delete, TENANT, [dataset])
     assert session.read_now(lambda: DocumentMetadata.select().count()) == 0
     assert three
+
+
+async def test_changes_at_once_leave_the_index_right(session: Session) -> None:
+    dice = random.Random(3)
+    dataset, ids = make(session, *[{"a": 0} for _ in range(8)])
+
+    async def one() -> None:
+        kind = dice.randrange(10)
+        if kind == 0:
+            await session.write(document_service.delete, TENANT, dataset, [dice.choice(ids)])
+        elif kind < 4:
+            update = {"key": dice.choice(KEYS), "value": dice.choice(VALUES)}
+            await session.write(metadata_service.change, TENANT, dataset, None, condition("a", "is", dice.choice([0, 1])), [update], [])
+        else:
+            await session.write(document_service.update, dice.choice(ids), {"meta_fields": {**some_meta(dice), "a": dice.choice([0, 1])}})
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(60):
+            group.create_task(one())
+    assert agree(session)
+    assert session.read_now(lambda: DocumentMetadata.select().count()) > 0
 
 
 def test_a_change_that_fails_leaves_the_index_as_it_was(session: Session) -> None:
