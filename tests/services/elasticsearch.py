@@ -4,7 +4,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,8 +15,8 @@ from typing import BinaryIO
 
 import orjson
 
+from tests.services.machine import children, free_port
 from tests.services.missing import missing
-from tests.services.postgres import children
 
 PREPARE = Path(__file__).with_name("elasticsearch_node") / "prepare"
 INSTALL = "a JDK 17 or later and Maven (bin/services elasticsearch)"
@@ -193,10 +192,3 @@ def elasticsearch_cluster(count: int = 3, *, heap: str = "384m") -> Iterator[lis
         for node in nodes:
             node.wait("green", count)
         yield nodes
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.services.machine import free_port
+
 DEPLOY = Path(__file__).parents[2] / "deploy" / "nginx"
 MISSING = "nginx is not installed: bin/services nginx"
 START_SECONDS = 10.0
@@ -31,8 +33,7 @@ def program() -> str | None:
 @contextmanager
 def nginx(folder: Path, servers: Sequence[str]) -> Iterator[Nginx]:
     """Run nginx before `servers` (`host:port`) until the block is left. Only addresses differ from what is deployed."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     for file in DEPLOY.glob("*.conf"):
         (folder / file.name).write_text(file.read_text())
     log = folder / "nginx.log"

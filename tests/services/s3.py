@@ -3,13 +3,14 @@
 import http.client
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.services.machine import free_port
 
 PROGRAM = Path(__file__).parents[2] / ".cache" / "bin" / "versitygw"
 MISSING = "versitygw is not installed: bin/services s3"
@@ -53,7 +54,7 @@ def s3(folder: Path, port: int = 0) -> Iterator[S3]:
     """Run a service on a free port (or on `port`) until the block is left; what it stored is left in `folder`."""
     stored = folder / "s3"
     (stored / BUCKET).mkdir(parents=True, exist_ok=True)
-    port = port or _free_port()
+    port = port or free_port()
     keys = {"access_key_id": "test-access", "secret_access_key": "test-secret-key"}
     environ = {"PATH": os.environ["PATH"], "ROOT_ACCESS_KEY": keys["access_key_id"], "ROOT_SECRET_KEY": keys["secret_access_key"]}
     command = [str(PROGRAM), "--quiet", "--keep-alive", "--region", REGION, "--port", f"127.0.0.1:{port}", "posix", str(stored)]
@@ -71,11 +72,6 @@ def remove(service: S3) -> None:
     """Empty the bucket."""
     for path in (service.folder / BUCKET).iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _wait_until_it_answers(port: int, process: "subprocess.Popen[bytes]") -> None:

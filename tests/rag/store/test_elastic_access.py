@@ -16,7 +16,8 @@ from rag.errors import SettingsError, Unavailable
 from rag.store.elastic import Cluster
 from rag.store.elastic_store import ElasticStore
 from rag.types import ChunkSelector
-from tests.services.elasticsearch import Node, free_port
+from tests.services.elasticsearch import Node
+from tests.services.machine import free_port
 from tests.services.missing import missing
 from tests.services.nginx import MISSING, program
 

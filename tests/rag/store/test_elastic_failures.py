@@ -13,7 +13,8 @@ from rag.store.elastic import Cluster
 from rag.store.elastic_index import Layout
 from rag.store.elastic_store import ElasticStore
 from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest, Term
-from tests.services.elasticsearch import VECTORS, Node, elasticsearch, elasticsearch_cluster, free_port
+from tests.services.elasticsearch import VECTORS, Node, elasticsearch, elasticsearch_cluster
+from tests.services.machine import free_port
 
 TENANT = "c" * 32
 INDEX = f"millrace-{TENANT}-m1-a"
