@@ -11,7 +11,6 @@ share a Redis share the places of those of them that are pressed (`api/shared_pr
 """
 
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,13 +20,15 @@ from rag.errors import Overloaded, TooManyRequests
 from rag.ports import Clock
 from rag.threads import Load
 
-# The least that keeps the machine at work.
-LEAST_ACTIVE = max(2, os.cpu_count() or 1)
 CALM_AFTER_SECONDS = 0.5
 CONTROL_SECONDS = 0.1
 CONTROL_SAMPLES = 4
 # How much slower than usual those let in may be; between the two the limit stays.
 SLOW, FAST = 1.25, 1.1
+# What the limit rises by at a time, in places or as a share of it: with a whole place, one would be two half of the time.
+RISE, RISE_SHARE = 0.25, 0.05
+# Where nobody was let in for so long, one more is: a request that takes a minute must not keep out all others.
+STUCK_SECONDS = 0.5
 # Tenants at work for each place: with more of them, a place each would be more than keeps the latency; with fewer, one tenant with
 # many requests costs the others too many refusals.
 MOST_TENANTS = 2
@@ -114,6 +115,7 @@ class Admission:
         self._late = deque([0.0] * PROBES, PROBES)
         self._slowness: list[float] = []
         self._control_at = 0.0
+        self._let_in_at = 0.0
         self._elsewhere_limit = 0.0
         self._elsewhere: Mapping[str, int] = {}
 
@@ -149,7 +151,9 @@ class Admission:
             self._relax()
         if not self.pressed and self.expected_wait_seconds > self._patience * patience:
             self._press(now)
-        if self.pressed and self.active >= self.limit:
+        if self.pressed and now - self._let_in_at > STUCK_SECONDS:
+            self.limit, self._let_in_at = self.limit + 1, now
+        if self.pressed and self.active + 1 > self.limit:
             callers = len(self._asked_at.keys() | self._elsewhere.keys()) if self._elsewhere_limit else len(self._asked_at)
             has, places = self._active_of.get(caller, 0), self.limit
             if self._elsewhere_limit:
@@ -161,6 +165,7 @@ class Admission:
         known = self.routes.get(route)
         if known is None:
             known = self.routes[route] = Route(self._clock)
+        self._let_in_at = now
         return Ticket(self, caller, known)
 
     def probe(self, late_seconds: float) -> bool:
@@ -210,10 +215,15 @@ class Admission:
             oldest = now - PRESENT_SECONDS
             self._asked_at = {name: at for name, at in self._asked_at.items() if at > oldest or name in self._active_of}
 
+    @property
+    def _least(self) -> float:
+        """As many as are active in calm."""
+        return max(1.0, self._usual_active.value)
+
     def _press(self, now: float) -> None:
         self.era += 1
-        self.limit = max(LEAST_ACTIVE, self._usual_active.value)
-        self._last_refusal = now
+        self.limit = self._least
+        self._last_refusal = self._let_in_at = now
         self._slowness.clear()
 
     def _relax(self) -> None:
@@ -228,9 +238,9 @@ class Admission:
         self._slowness.clear()
         self._control_at = now + CONTROL_SECONDS
         if slowness > SLOW:
-            self.limit = max(float(LEAST_ACTIVE), self.limit * max(0.7, SLOW / slowness))
+            self.limit = max(self._least, self.limit * max(0.7, SLOW / slowness))
         elif slowness < FAST:
-            self.limit += max(1.0, self.limit * 0.05)
+            self.limit += max(RISE, self.limit * RISE_SHARE)
 
     def _refusal(self, now: float, *, of_all: bool) -> Overloaded:
         """The error, which says when the queue and all that were refused of late could have been served."""
