@@ -7,8 +7,8 @@ from typing import Any
 from peewee import IntegrityError, ModelSelect, Value
 
 from db.dialect import among, has_part, locked
-from db.models import Dialog, Tenant, name_key, now_ms
-from db.records import freeze, page_of
+from db.models import Dialog, Tenant, name_key, now_ms, proxy
+from db.records import freeze, only, page_of
 from db.services import dataset_service
 from db.services.dataset_service import DatasetBrief
 from rag.errors import Conflict, NotFound
@@ -19,6 +19,8 @@ COLUMNS = (
 )  # fmt: skip
 """What a caller may set; `create` and `update` take these names only."""
 
+# Every answer begins with it: to make the statement with peewee takes four times as long as all the rest.
+_ONE = "SELECT * FROM dialog WHERE tenant_id = ? AND id = ? AND deleted = FALSE"
 _ALIVE = Dialog.deleted == Value(False)  # not `~`: MySQL and SQLite use the index for comparisons only
 
 
@@ -59,7 +61,7 @@ def create(tenant_id: str, values: Mapping[str, Any]) -> DialogRecord:
 
 def get(tenant_id: str, dialog_id: str) -> DialogRecord:
     """The chat. Raises `NotFound`."""
-    row = _alive(tenant_id).where(Dialog.id == dialog_id).first()
+    row = only(Dialog.raw(_ONE.replace("?", proxy.obj.param), tenant_id, dialog_id))
     if row is None:
         raise NotFound("no such chat")
     return _records(tenant_id, [row])[0]
