@@ -171,11 +171,6 @@ def redeem(purge: Purge) -> bool:
     return Task.delete().where(Task.id == purge.task_id, Task.owner.is_null()).execute() > 0
 
 
-def forfeit(pledges: Sequence[Purge]) -> None:
-    """Make the pledges of an upload that broke due at once."""
-    Task.update(due_at=shared_now_ms()).where(Task.id.in_([purge.task_id for purge in pledges])).execute()
-
-
 def _leases(document_ids: Sequence[str]) -> dict[str, int]:
     """Until when a worker may be at the documents, for those that have a parse run or the sweep after one; held."""
     columns = Task.document_id, Task.kind, Task.lease_until, Task.due_at

@@ -73,11 +73,5 @@ def find_key(token: str) -> KeyRecord | None:
     return None if row is None else _record(row)
 
 
-def find_beta(beta: str) -> KeyRecord | None:
-    """The key whose beta token this is, or None."""
-    row = ApiKey.get_or_none(ApiKey.beta == beta)
-    return None if row is None else _record(row)
-
-
 def _record(row: ApiKey) -> KeyRecord:
     return KeyRecord(row.tenant_id, row.token, row.beta, row.create_time, row.update_time)
