@@ -68,7 +68,7 @@ async def list_documents(dataset_id: str) -> Response:
     session = parts().session
     if request.args.get("type") == "filter":
         facets = await session.read(document_service.facets, dataset.id, query)
-        return respond.success(await parts().lanes.search.run(document_wire.facets, *facets))
+        return respond.success(await parts().lanes.search.run(document_wire.facets, facets))
     total, records = await session.read(document_service.search, dataset.id, query)
     tenant = await session.read(tenant_service.get_tenant, tenant_id())
     since, until = _milliseconds("create_time_from"), _milliseconds("create_time_to")
