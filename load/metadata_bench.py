@@ -48,13 +48,13 @@ def main() -> None:
     options = arguments.parse_args()
     worst = 0.0
     print(f"{'database':12} {'list':10} {'few p50':>9} {'few p95':>9} {'many p50':>9} {'many p95':>9} {'p95 ratio':>9}   (ms)")
-    for kind, databases in (("sqlite", _files), ("postgresql", _postgres), ("mariadb", _mariadb)):
+    for kind, databases in DATABASES.items():
         with databases() as addresses:
             if addresses is None:
                 print(f"{kind:12} not installed")
                 continue
             for address, rows, tenants in zip(addresses, (FEW, options.rows), (0, TENANTS), strict=True):
-                with _session(address) as session:
+                with session_of(address) as session:
                     session.create_tables()
                     fill(session, rows, other_tenants=tenants)
             worst = max(worst, _measure(kind, addresses, options.pages))
@@ -66,7 +66,7 @@ def _measure(kind: str, addresses: list[Address], pages: int) -> float:
     times: dict[tuple[str, int], list[float]] = {(name, size): [] for name in LISTS for size in range(2)}
     for _ in range(ROUNDS):
         for size, address in enumerate(addresses):
-            with _session(address) as session:
+            with session_of(address) as session:
                 for name, listed in LISTS.items():
                     times[name, size] += _seconds(session, listed, pages)
     ratios = []
@@ -90,7 +90,7 @@ def _seconds(session: Session, listed: List, pages: int) -> list[float]:
 
 
 @contextmanager
-def _session(address: Address) -> Iterator[Session]:
+def session_of(address: Address) -> Iterator[Session]:
     lane = Lane("db", 1, 1)
     session = Session(address, lane, timeout_seconds=120)
     try:
@@ -125,6 +125,9 @@ def _mariadb() -> Iterator[list[Address] | None]:
         return
     with mariadb.mariadb() as server:
         yield [address_of(server.create_database(name), Path()) for name in ("few", "many")]
+
+
+DATABASES = {"sqlite": _files, "postgresql": _postgres, "mariadb": _mariadb}  # what gives two empty ones, None where it is not installed
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def put(documents: Iterable[tuple[str, str, Mapping[str, Any]]]) -> None:
             _insert(rows[start : start + INSERT_ROWS])
 
 
-def remove(document_ids: list[str]) -> None:
+def remove(document_ids: Sequence[str]) -> None:
     """Delete the rows of documents that are deleted."""
     _row.delete().where(_row.document_id.in_(document_ids)).execute()
 
