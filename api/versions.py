@@ -7,8 +7,15 @@ from api.parts import Parts
 from db.services import system_service
 from rag.store.elastic_store import ElasticStore
 
-# the oldest that will do, by a word in what the service says of itself
-OLDEST = {"postgresql": (13,), "mysql": (8,), "mariadb": (10, 11), "sqlite": (3, 37), "elasticsearch": (8, 12)}
+# the oldest that will do. MySQL: the first with the order of texts that db/engines.py asks for; flat vectors came with Elasticsearch 8.13
+OLDEST = {
+    "postgresql": (13,),
+    "mysql": (8, 0, 17),
+    "mariadb": (10, 11),
+    "sqlite": (3, 37),
+    "elasticsearch": (8, 13),
+    "elasticsearch without flat vectors": (8, 12),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,5 +47,6 @@ async def of(parts: Parts) -> list[Version]:
     name, text = await parts.session.read(system_service.server_version)
     versions = [Version(name, text)]
     if isinstance(parts.store, ElasticStore):
-        versions.append(Version("elasticsearch", await parts.lanes.search.run(parts.store.server_version)))
+        kind = "elasticsearch" if parts.settings.elasticsearch_vectors == "flat" else "elasticsearch without flat vectors"
+        versions.append(Version(kind, await parts.lanes.search.run(parts.store.server_version)))
     return versions

@@ -164,7 +164,7 @@ class Postgres(_Server, PostgresqlDatabase):
 
 
 class MySQL(_Server, MySQLDatabase):
-    """MySQL 8 or MariaDB 10.11, or newer, by PyMySQL."""
+    """MySQL 8.0.17 or MariaDB 10.11, or newer, by PyMySQL."""
 
     kind: ClassVar[Kind] = "mysql"
 
