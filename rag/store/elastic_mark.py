@@ -23,7 +23,8 @@ def hold(cluster: Cluster, index: str, copy: str) -> dict[str, int]:
     shards = cluster.ask(
         "GET", f"/{index}/_stats/docs", params={"level": "shards", "filter_path": "indices.*.shards.*.seq_no.max_seq_no"}
     ).body["indices"][index]["shards"]
-    return {number: max(copy["seq_no"]["max_seq_no"] for copy in copies) for number, copies in shards.items()}
+    # a replica that is only coming up tells nothing yet
+    return {number: max(shard["seq_no"]["max_seq_no"] for shard in each if "seq_no" in shard) for number, each in shards.items()}
 
 
 def release(cluster: Cluster, index: str, copy: str) -> None:
