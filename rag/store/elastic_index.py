@@ -122,7 +122,7 @@ class Indexes:
         if known is not None:
             return known
         alias = self.alias(tenant_id)
-        every = self._cluster.ask("GET", f"/{alias}-*", params={"filter_path": _SHOWN, "expand_wildcards": "all"}, expected=(404,)).body
+        every = self._cluster.ask("GET", f"/{alias}-*", params={"filter_path": _SHOWN, "expand_wildcards": "all"}).body
         name = next((name for name, described in every.items() if alias in described.get("aliases", {})), None)
         if name is None:
             return None
