@@ -36,7 +36,8 @@ MOST_TENANTS = 2
 PRESENT_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
 SHORTEST_RETRY_SECONDS = 0.05
-RISE_SECONDS = 60.0
+# What is usual takes so long to follow what is higher.
+USUAL_RISE_SECONDS = 60.0
 PROBE_SECONDS = 0.02
 # How late the loop is says the third of the last five probes, by size: a machine that stood still for a moment is no queue.
 PROBES, LATER_PROBES = 5, 2
@@ -52,7 +53,7 @@ class Route:
     def __init__(self, clock: Clock) -> None:
         self.active = 0
         self.lane_seconds = Usual(clock)
-        self.seconds = Usual(clock, RISE_SECONDS)
+        self.seconds = Usual(clock, USUAL_RISE_SECONDS)
 
 
 class Ticket(Load):
@@ -111,7 +112,7 @@ class Admission:
         self._refusals = 0.0  # of about the last second
         self._refusals_at = 0.0
         self.routes: dict[str, Route] = {}
-        self._usual_active = Usual(clock, RISE_SECONDS)
+        self._usual_active = Usual(clock, USUAL_RISE_SECONDS)
         self._late = deque([0.0] * PROBES, PROBES)
         self._slowness: list[float] = []
         self._control_at = 0.0
