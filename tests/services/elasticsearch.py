@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import orjson
 
-from tests.services.machine import children, free_port
+from tests.services.machine import children, free_port, stop
 from tests.services.missing import missing
 
 PREPARE = Path(__file__).with_name("elasticsearch_node") / "prepare"
@@ -85,7 +85,7 @@ class Node:
 
     def stop_in_its_tracks(self) -> None:
         """The process answers nothing and closes nothing, as a machine that swaps or a network that drops."""
-        self.process.send_signal(signal.SIGSTOP)
+        stop(self.process.pid)
 
     def go_on(self) -> None:
         """End of that."""
@@ -128,7 +128,7 @@ class UnpackedNode(Node):
 
     def stop_in_its_tracks(self) -> None:
         for pid in children(self.process.pid):
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
 
     def go_on(self) -> None:
         for pid in children(self.process.pid):
