@@ -33,8 +33,8 @@ class ChatTask:
     condense the question: then its error is raised); "" lets the model answer. `compare` gives the cosine of a sentence of the
     answer with each of the chunks, for citations that the words do not support; None where vectors cannot tell.
     `deadline_seconds` bounds the whole answer.
-    `alongside` is work of the caller's that must be done before the first event; it runs while the model reads, so that the search
-    has the machine, and its error is the answer's. `lane` does the work on large texts; without it the event loop does.
+    `alongside` is work of the caller's that must be done before the first event; it begins at once, beside the search, and its error
+    is the answer's. `lane` does the work on large texts; without it the event loop does.
     """
 
     messages: Sequence[ChatMessage]
@@ -107,8 +107,7 @@ async def async_chat(task: ChatTask) -> AsyncIterator[ChatEvent]:
     Closing it, or cancelling whoever awaits it, closes the model's stream at once. Raises `ProviderError` when the model fails,
     `TooLarge` when the question does not fit into its window, `DeadlineExceeded`, and what the retrieval raises.
     """
-    searched = asyncio.Event()
-    async with _beside(task.alongside, searched) as alongside, aclosing(_answer(task, searched)) as events:
+    async with _beside(task.alongside) as alongside, aclosing(_answer(task)) as events:
         try:
             async for event in events:
                 await alongside
@@ -119,15 +118,9 @@ async def async_chat(task: ChatTask) -> AsyncIterator[ChatEvent]:
 
 
 @asynccontextmanager
-async def _beside(work: Callable[[], Awaitable[Any]] | None, begin: asyncio.Event) -> AsyncIterator[Awaitable[Any]]:
-    """The work, which starts at `begin`; cancelled when the block is left before it is done."""
-
-    async def wait_and_work() -> None:
-        await begin.wait()
-        if work is not None:
-            await work()
-
-    running = asyncio.ensure_future(wait_and_work())
+async def _beside(work: Callable[[], Awaitable[Any]] | None) -> AsyncIterator[Awaitable[Any]]:
+    """The work under way; cancelled when the block is left before it is done."""
+    running = asyncio.ensure_future(_nothing() if work is None else work())
     try:
         yield running
     finally:
@@ -135,13 +128,14 @@ async def _beside(work: Callable[[], Awaitable[Any]] | None, begin: asyncio.Even
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def _answer(task: ChatTask, searched: asyncio.Event) -> AsyncIterator[ChatEvent]:
+async def _nothing() -> None:
+    pass
+
+
+async def _answer(task: ChatTask) -> AsyncIterator[ChatEvent]:
     started = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + task.deadline_seconds
-    try:
-        found = await _before(deadline, task, _find(task))
-    finally:
-        searched.set()
+    found = await _before(deadline, task, _find(task))
     retrieval: Retrieval | None = found.values.get("retrieve")
     end = partial(_end, found, retrieval, started)
     if retrieval is not None and not retrieval.chunks and task.empty_response:

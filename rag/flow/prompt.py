@@ -84,7 +84,8 @@ def build_prompt(
         system = f"{system}\n\n{{knowledge}}".strip()
     *history, question = messages
     bare = _substitute(system, {**variables, "knowledge": ""}) + rules
-    room = window.prompt_tokens - window.cost(ChatMessage("system", bare)) - window.cost(question)
+    asked = window.cost(question)
+    room = window.prompt_tokens - window.cost(ChatMessage("system", bare)) - asked
     if room < 0:
         raise TooLarge(f"instruction and question exceed the model's window of {window.context_tokens} tokens")
     history = _newest(map(_without_citations, reversed(history)), room, window)
@@ -94,10 +95,10 @@ def build_prompt(
         raise TooLarge(f"no passage fits into the model's window of {window.context_tokens} tokens")
     knowledge = "\n\n".join(f"[ID:{number}] {passage(ranked)}" for number, ranked in enumerate(used))
     head = ChatMessage("system", _substitute(system, {**variables, "knowledge": knowledge}) + rules)
-    room = window.prompt_tokens - window.cost(head) - window.cost(question)
-    kept = _newest(reversed(history), room, window)
-    prompt = (*((head,) if head.content else ()), *kept, question)
-    return Prompt(prompt, tuple(used), sum(map(window.cost, prompt)))
+    instructed = window.cost(head)
+    kept = _newest(reversed(history), window.prompt_tokens - instructed - asked, window)
+    heads, instructed = ((head,), instructed) if head.content else ((), 0)
+    return Prompt((*heads, *kept, question), tuple(used), instructed + sum(map(window.cost, kept)) + asked)
 
 
 def _substitute(text: str, variables: Mapping[str, str]) -> str:

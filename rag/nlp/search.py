@@ -6,11 +6,12 @@ The list depends on the question and its parameters only, never on the page, so 
 the total. A stage that fails is left out and named in `Retrieval.degraded`, as long as something else can still answer.
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import structlog
@@ -31,6 +32,8 @@ FIELD_BOOSTS: Mapping[str, float] = {"title": 0.4, "content": 1.0, "keywords": 2
 TEXT_CANDIDATES = 1024
 # While some chunks share a term with the question, are chunks that share none kept (those that pass the threshold)?
 KEEP_VECTOR_ONLY = True
+
+T = TypeVar("T")
 
 DocumentNames = Callable[[Sequence[str]], Awaitable[Mapping[str, str]]]
 
@@ -93,15 +96,16 @@ async def async_retrieval(
     degraded: list[str] = []
     reasons: dict[str, str] = {}
 
-    with watch.stage("analyse"):
-        question_as_terms = question_terms(question)
     vector, trust = None, 0.0
-    if embedder is not None and request.vector_similarity_weight > 0:
-        with watch.stage("embed"):
+    if embedder is None or request.vector_similarity_weight <= 0:
+        question_as_terms = _analysed(question, watch)
+    else:
+        async with _begun(_embedded(embedder, question, request.embed_seconds, watch)) as embedding:
+            question_as_terms, trust = _analysed(question, watch), embedder.trust(question)  # while a thread embeds it
             try:
-                async with at_most(request.embed_seconds, _SHARE_OF_EMBEDDING):
-                    vector, trust = await embedder.embed_query(question), embedder.trust(question)
+                vector = await embedding
             except _MODEL_FAILURES as exc:
+                trust = 0.0
                 degraded.append("embed")
                 reasons["embed"] = why_failed(exc)
                 _log.warning("embedding failed, searching by text only", error=type(exc).__name__, reason=reasons["embed"])
@@ -151,6 +155,28 @@ async def async_retrieval(
             ]
         )
     return Retrieval(total, ranked, documents, tuple(degraded), watch.timings(), reasons)
+
+
+def _analysed(question: str, watch: "_Stopwatch") -> tuple[Term, ...]:
+    with watch.stage("analyse"):
+        return question_terms(question)
+
+
+async def _embedded(embedder: Embedder, question: str, seconds: float, watch: "_Stopwatch") -> np.ndarray:
+    with watch.stage("embed"):
+        async with at_most(seconds, _SHARE_OF_EMBEDDING):
+            return await embedder.embed_query(question)
+
+
+@asynccontextmanager
+async def _begun(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """The work under way; cancelled when the block is left before it is done."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.sleep(0)
+        yield task
+    finally:
+        task.cancel()
 
 
 async def async_rerank_by_model(question: str, texts: Sequence[str], reranker: Reranker, lane: Lane) -> np.ndarray:

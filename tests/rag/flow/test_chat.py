@@ -365,19 +365,24 @@ async def test_the_callers_own_work_is_done_before_the_first_event_and_runs_besi
     assert text_of(await run(task(model, alongside=work))) == "Yes"
 
 
-async def test_the_callers_own_work_waits_for_the_search_and_is_done_even_when_that_fails() -> None:
+async def test_the_callers_own_work_runs_beside_the_search_and_is_done_even_when_that_fails() -> None:
     steps: list[str] = []
+    begun, failed = asyncio.Event(), asyncio.Event()
 
     async def fail(_: str) -> Retrieval:
-        steps.append("search")
+        await begun.wait()
+        failed.set()
         raise Unavailable("the store cannot answer")
 
     async def work() -> None:
-        steps.append("work")
+        begun.set()
+        await failed.wait()
+        await asyncio.sleep(0)
+        steps.append("done")
 
     with pytest.raises(Unavailable, match="store"):
         await run(task(ScriptedModel("never said"), retrieve=fail, alongside=work))
-    assert steps == ["search", "work"]
+    assert steps == ["done"]
 
 
 async def test_the_callers_own_work_failing_is_the_answers_error() -> None:
