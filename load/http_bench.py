@@ -21,7 +21,7 @@ from pathlib import Path
 
 from load.callers import Driven, drive, post_requests
 from load.corpus import CACHE, CHUNKS, Corpus, corpus, questions
-from load.processes import cpu_seconds
+from load.processes import family_cpu_seconds
 from rag.llm.encoder import Encoder
 from rag.llm.model_directory import bundled_model_path, read_model_directory
 from rag.nlp.fuse import fuse
@@ -101,11 +101,11 @@ def over_http(server: ServerProcess, asked: Sequence[str], dataset_ids: Sequence
     """How fast the server answers, and what its callers saw."""
     bodies = [{"question": question, "dataset_ids": list(dataset_ids)} for question in asked]
     requests = post_requests(server.url, server.api_key, "/api/v1/retrieval", bodies)
-    before = cpu_seconds(server.process.pid)
+    before = family_cpu_seconds(server.process.pid)
     driven = drive(server.url, requests, CALLERS)
     if driven.failed:
         raise SystemExit(f"{driven.failed} of {len(requests)} requests failed\n{server.logs[-2000:]}")
-    cpu = cpu_seconds(server.process.pid) - before
+    cpu = family_cpu_seconds(server.process.pid) - before
     return Pace(len(requests) / driven.seconds, cpu * 1000 / len(requests)), driven
 
 

@@ -57,6 +57,11 @@ def cpu_seconds(process_id: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
+def family_cpu_seconds(process_id: int) -> float:
+    """Of the process and all below it that live; for a difference while none of them ends."""
+    return sum(map(cpu_seconds, family(process_id)))
+
+
 def allow_many_files() -> None:
     """As many open files, and so connections, as this process may have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -4,7 +4,7 @@ The record of a request travels with it through tasks and lanes. Names are const
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -42,6 +42,15 @@ def stage(name: str) -> Any:
     """A context manager: the block is a stage of the request under way, if there is one. Not around a `yield` of a generator."""
     record = _of_request.get()
     return tracing.span(name) if record is None else _Stage(name, record)
+
+
+def passed(seconds: Mapping[str, float]) -> None:
+    """The request under way has been through these stages elsewhere, one after the other, until now."""
+    tracing.past_spans(seconds)
+    record = _of_request.get()
+    if record is not None:
+        for name, taken in seconds.items():
+            record.seconds[name] = record.seconds.get(name, 0.0) + taken
 
 
 def flow(name: str) -> None:

@@ -6,6 +6,7 @@ the calls to vendors; baggage, which may hold anything, does neither.
 """
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -62,6 +63,21 @@ def span(name: str) -> Any:
     if _backend is None or (parent := _current.get()) is None:
         return _NOTHING
     return _Traced(_backend, name, "internal", parent)
+
+
+def past_spans(seconds: Mapping[str, float]) -> None:
+    """As `span` for steps that were taken elsewhere, one after the other, and have ended just now: their seconds by name."""
+    if _backend is None or (parent := _current.get()) is None:
+        return
+    at = time.time_ns() - sum(map(_nanoseconds, seconds.values()))
+    for name, taken in seconds.items():
+        step = _backend.start(name, "internal", parent, at)
+        at += _nanoseconds(taken)
+        step.end(at)
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)
 
 
 def client_span(name: str) -> Any:
@@ -152,10 +168,12 @@ class _Backend:
         self._current_span = trace.get_current_span
         self.error = trace.Status(trace.StatusCode.ERROR)
 
-    def start(self, name: str, kind: Kind, parent: Any) -> Any:
-        """A started span below `parent`, at the top without one."""
+    def start(self, name: str, kind: Kind, parent: Any, at: int | None = None) -> Any:
+        """A span below `parent`, at the top without one, that started now or `at` that time in nanoseconds since the epoch."""
         context = self._context() if parent is None else self._set_span(parent, self._context())
-        return self._tracer.start_span(name, context, self._kinds[kind], record_exception=False, set_status_on_exception=False)
+        return self._tracer.start_span(
+            name, context, self._kinds[kind], start_time=at, record_exception=False, set_status_on_exception=False
+        )
 
     def caller(self, headers: Iterable[tuple[bytes, bytes]]) -> Any:
         """The caller's span; None where the headers name none, or none that is valid."""

@@ -20,6 +20,7 @@ from rag.threads import LARGE_CHARACTERS, Lane, aside
 from rag.types import ChatMessage, ChatOptions, DocumentCount, RankedChunk, Retrieval, Usage
 
 QUESTION_SECONDS = 20.0  # for the model's work on the question; then the question is searched without it
+HEAD_START_SECONDS = 0.001  # of the question, so that a thread embeds it while the interpreter is at the work alongside
 COUNTED_CHARACTERS = 100_000  # of a question that no model reads
 
 
@@ -33,8 +34,8 @@ class ChatTask:
     condense the question: then its error is raised); "" lets the model answer. `compare` gives the cosine of a sentence of the
     answer with each of the chunks, for citations that the words do not support; None where vectors cannot tell.
     `deadline_seconds` bounds the whole answer.
-    `alongside` is work of the caller's that must be done before the first event; it begins at once, beside the search, and its error
-    is the answer's. `lane` does the work on large texts; without it the event loop does.
+    `alongside` is work of the caller's that must be done before the first event; it runs beside the search, and its error is the
+    answer's. `lane` does the work on large texts; without it the event loop does.
     """
 
     messages: Sequence[ChatMessage]
@@ -120,16 +121,18 @@ async def async_chat(task: ChatTask) -> AsyncIterator[ChatEvent]:
 @asynccontextmanager
 async def _beside(work: Callable[[], Awaitable[Any]] | None) -> AsyncIterator[Awaitable[Any]]:
     """The work under way; cancelled when the block is left before it is done."""
-    running = asyncio.ensure_future(_nothing() if work is None else work())
+
+    async def wait_and_work() -> None:
+        if work is not None:
+            await asyncio.sleep(HEAD_START_SECONDS)
+            await work()
+
+    running = asyncio.ensure_future(wait_and_work())
     try:
         yield running
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-
-
-async def _nothing() -> None:
-    pass
 
 
 async def _answer(task: ChatTask) -> AsyncIterator[ChatEvent]:

@@ -23,7 +23,7 @@ from rag.nlp.fuse import Ranking, fuse_reranked
 from rag.nlp.highlight import Highlighter
 from rag.nlp.query import question_terms
 from rag.ports import Embedder, Reranker
-from rag.stages import stage
+from rag.stages import passed, stage
 from rag.threads import Lane, aside
 from rag.types import Candidates, Chunk, DocumentCount, RankedChunk, Retrieval, SearchRequest, Term
 
@@ -114,11 +114,9 @@ async def async_retrieval(
     reranks = reranker is not None and request.vector_similarity_weight > 0
     refusal = _refusal(reranker) if reranker is not None and reranks else None
     reranks = reranks and refusal is None
-    with stage("search"):
-        found = await finder.find(
-            _wanted(request, search, trust, best=request.rerank_limit if reranks else 0, named=document_names is None)
-        )
-    watch.add(found.seconds)
+    best = request.rerank_limit if reranks else 0
+    found = await finder.find(_wanted(request, search, trust, best=best, named=document_names is None))
+    watch.passed(found.seconds)
     degraded.extend(found.degraded)
     total, counts, entries, start = found.total, found.counts, found.page, 0
     rerank_scores: Sequence[float] = ()
@@ -301,8 +299,9 @@ class _Stopwatch:
         finally:
             self._stages[name] = self._stages.get(name, 0.0) + (time.perf_counter() - started) * 1000.0
 
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Stages that were measured elsewhere."""
+    def passed(self, seconds: Mapping[str, float]) -> None:
+        """As `rag.stages.passed`."""
+        passed(seconds)
         for name, taken in seconds.items():
             self._stages[name] = self._stages.get(name, 0.0) + taken * 1000.0
 

@@ -14,7 +14,7 @@ from api.apps import system_app
 from api.readiness import FRESH_SECONDS
 from rag.errors import DatabaseUnavailable, ProviderUnreachable, Unavailable
 from rag.llm.registry import ModelSpec, Registry
-from rag.llm.transport import Transport
+from rag.llm.transport import Transport, open_client
 from rag.store.memory import MemoryStore
 
 
@@ -150,11 +150,12 @@ async def test_what_stops_only_some_callers_is_told_by_a_server_that_is_ready(ap
 
 
 async def test_not_ready_while_the_default_chat_model_is_left_alone_and_ready_again_without_a_call(api, tmp_path: Path) -> None:
-    models = Registry(
-        [ModelSpec("talker", "Far", "chat", base_url="http://localhost:9/v1")], {}, Transport(None),
-        query_lane=api.parts.lanes.model, document_lane=api.parts.lanes.ingest_model, rerank_lane=api.parts.lanes.rerank,
-        cache_dir=tmp_path / "cache",
-    )  # fmt: skip
+    async with open_client() as nobody:
+        models = Registry(
+            [ModelSpec("talker", "Far", "chat", base_url="http://localhost:9/v1")], {}, Transport(nobody),
+            query_lane=api.parts.lanes.model, document_lane=api.parts.lanes.ingest_model, rerank_lane=api.parts.lanes.rerank,
+            cache_dir=tmp_path / "cache",
+        )  # fmt: skip
     client = create_app(dataclasses.replace(api.parts, models=models)).test_client()
     (breaker,) = models.breakers
     for _ in range(5):
