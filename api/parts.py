@@ -201,7 +201,7 @@ def open_store(settings: Settings, data_dir: Path) -> ChunkStore:
 
 def open_searcher(settings: Settings, data_dir: Path, otherwise: Finder, metrics: Metrics) -> SearchProcess:
     """What searches the embedded store beside this process; `run` it."""
-    given = arguments(data_dir / "chunks", settings.log_level, settings.log_format)
+    given = arguments(data_dir / "chunks", ANALYSER_VERSION, settings.log_level, settings.log_format)
     searcher = SearchProcess(given, settings.searches_at_once, settings.queue_limit, otherwise, metrics.lane_wait)
     metrics.watch_lanes([searcher])
     return searcher

@@ -230,6 +230,6 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-def arguments(folder: Path, log_level: str, log_format: str) -> tuple[str, ...]:
+def arguments(folder: Path, analyser_version: str, log_level: str, log_format: str) -> tuple[str, ...]:
     """Those of `api.search_program` for the embedded store in that folder; the descriptors are added to them."""
-    return str(folder), log_level, log_format
+    return str(folder), analyser_version, log_level, log_format

@@ -1,4 +1,4 @@
-"""The process that `api.search_process` asks: `python -m api.search_program FOLDER LOG_LEVEL LOG_FORMAT DESCRIPTOR ...`.
+"""The process that `api.search_process` asks: `python -m api.search_program FOLDER ANALYSER LOG_LEVEL LOG_FORMAT DESCRIPTOR ...`.
 
 One thread for each descriptor. It takes a question, searches the embedded store in the folder and writes the answer, until the other
 end is closed. Signals are for the server, which ends this process by closing the sockets.
@@ -20,19 +20,19 @@ from api.collector import spare_the_collector
 from api.search_process import LENGTH
 from rag.errors import MillraceError
 from rag.nlp.find import find
-from rag.nlp.tokenize import ANALYSER_VERSION, terms_of
 from rag.store.embedded import EmbeddedStore
+from rag.types import Chunk, ChunkTerms
 
 log = structlog.get_logger("millrace.searcher")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Answer until nobody is there to ask."""
-    folder, log_level, log_format, *descriptors = arguments
+    folder, analyser_version, log_level, log_format, *descriptors = arguments
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     logs.configure(log_level, log_format)
-    store = EmbeddedStore(Path(folder), analyser_version=ANALYSER_VERSION, analyse=terms_of)
+    store = EmbeddedStore(Path(folder), analyser_version=analyser_version, analyse=_terms_of)
     spare_the_collector()
     threads = [threading.Thread(target=_serve, args=(store, socket.socket(fileno=int(number))), daemon=True) for number in descriptors]
     for thread in threads:
@@ -40,6 +40,13 @@ def main(arguments: Sequence[str]) -> None:
     for thread in threads:
         thread.join()
     store.close()
+
+
+def _terms_of(chunk: Chunk) -> ChunkTerms:
+    # imported where an index is built anew, which is hardly ever: 33 MB of dictionaries
+    from rag.nlp.tokenize import terms_of
+
+    return terms_of(chunk)
 
 
 def _serve(store: EmbeddedStore, line: socket.socket) -> None:

@@ -2,7 +2,8 @@
 
 Start: from running the command on a data directory that is set up to `/readyz` answering 200 (goal: below 2 s). Memory: the server and
 all processes below it; resident counts shared pages once for every process, proportional (PSS) once in all, and pages of mapped files
-count while they are in memory, so that the goals (300 MB idle, 700 MB during ingestion) are held against both figures.
+count while they are in memory. The goals (300 MB idle, 700 MB during ingestion) are for all processes together, and so held against
+PSS, which counts a page that two of them share once.
 Searches: the median of sequential `/retrieval` calls, every question new, while generated real files (PDF, DOCX, HTML, Markdown, text,
 CSV) are ingested at full speed, against the median before (goal: at most 2x).
 """
@@ -64,7 +65,7 @@ def start(folder: Path, starts: int) -> bool:
     idle = memory[-1]
     print("| start to ready, median (worst) s | CPU s | idle: resident | proportional | private MB |\n|" + "---|" * 5)
     print(f"| {statistics.median(seconds):.2f} ({max(seconds):.2f}) | {statistics.median(cpu):.2f} | {_megabytes(idle)} |")
-    return statistics.median(seconds) < START_GOAL_SECONDS and idle.resident < IDLE_GOAL
+    return statistics.median(seconds) < START_GOAL_SECONDS and idle.proportional < IDLE_GOAL
 
 
 def ingest(folder: Path, chunks: int, tokens: int) -> bool:
@@ -99,7 +100,7 @@ def ingest(folder: Path, chunks: int, tokens: int) -> bool:
         f"| {made:,} | {made / seconds:.0f} | {cpu:.0f} | {_megabytes(sampler.peak)} | {_milliseconds(idle)} | {_milliseconds(busy)}"
         f" | **{ratio:.2f}** |"
     )
-    return sampler.peak.resident < INGEST_GOAL and ratio <= LATENCY_GOAL
+    return sampler.peak.proportional < INGEST_GOAL and ratio <= LATENCY_GOAL
 
 
 def searches(server: ServerProcess, dataset_id: str, asked: Iterator[str], more: Callable[[int], bool]) -> Iterator[float]:

@@ -72,7 +72,7 @@ def otherwise(store: EmbeddedStore) -> Otherwise:
 
 @pytest.fixture
 async def searcher(tmp_path: Path, otherwise: Otherwise) -> AsyncIterator[SearchProcess]:
-    searcher = SearchProcess(arguments(tmp_path / "chunks", "warning", "json"), 2, 3, otherwise)
+    searcher = SearchProcess(arguments(tmp_path / "chunks", ANALYSER_VERSION, "warning", "json"), 2, 3, otherwise)
     running = asyncio.create_task(searcher.run())
     await eventually(lambda: searcher.state.threads == 2)
     yield searcher
@@ -161,7 +161,7 @@ async def test_callers_that_go_away_leave_no_thread_taken(searcher: SearchProces
 
 
 async def test_signals_are_for_the_server_and_the_process_ends_with_it(tmp_path: Path, otherwise: Otherwise) -> None:
-    searcher = SearchProcess(arguments(tmp_path / "chunks", "warning", "json"), 1, 1, otherwise)
+    searcher = SearchProcess(arguments(tmp_path / "chunks", ANALYSER_VERSION, "warning", "json"), 1, 1, otherwise)
     running = asyncio.create_task(searcher.run())
     await eventually(lambda: searcher.state.threads == 1)
     process_id = searcher.process_id
