@@ -22,6 +22,10 @@ class CircuitOpen(Unavailable):
     """The part failed too often and is not asked now. Nothing was sent."""
 
 
+class NotWaitedFor(Unavailable):
+    """The service gave no answer in a time too short to tell whether it would have."""
+
+
 class Unanswered(Unavailable):
     """A service did not answer, or could not be reached: what its `ServiceBreaker` counts."""
 
@@ -161,7 +165,7 @@ class ServiceBreaker(Breaker):
         return isinstance(error, Unanswered)
 
     def is_answer(self, error: BaseException) -> bool:
-        return isinstance(error, NotFound | Unavailable) and not isinstance(error, Unanswered)
+        return isinstance(error, NotFound | Unavailable) and not isinstance(error, Unanswered | NotWaitedFor)
 
 
 class Watch:

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 import orjson
 from elasticsearch import Elasticsearch
 
-from rag.breaker import ServiceBreaker, Unanswered
+from rag.breaker import NotWaitedFor, ServiceBreaker, Unanswered
 from rag.deadline import seconds_left
 from rag.errors import DeadlineExceeded, SettingsError, Unavailable
 from rag.store.elastic_node import Answer, Node
@@ -126,7 +126,7 @@ class Cluster:
             answer = self._from_a_host(method, f"{path}?{urlencode(params)}" if params else path, body, headers, seconds, retries)
             reply = Reply(answer.status, _decoded(answer))
         except TimeoutError as exc:
-            told = Unanswered if seconds >= _TELLING_SECONDS else Unavailable
+            told = Unanswered if seconds >= _TELLING_SECONDS else NotWaitedFor
             raise told("elasticsearch gave no answer in time") from exc
         except (OSError, ValueError) as exc:
             raise Unanswered("elasticsearch cannot be reached, or does not answer as elasticsearch does") from exc

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from rag.breaker import Breaker, CircuitOpen, ServiceBreaker, Unanswered
+from rag.breaker import Breaker, CircuitOpen, NotWaitedFor, ServiceBreaker, Unanswered
 from rag.errors import InvalidArgument, MillraceError, NotFound, Overloaded, Unavailable
 
 
@@ -57,6 +57,17 @@ def test_a_service_that_refuses_has_answered(error: MillraceError) -> None:
     clock.now = 2.0
     call(breaker, error)
     assert breaker.state == "closed"
+
+
+def test_a_call_that_nobody_waited_for_tells_nothing_of_a_service() -> None:
+    clock = Clock()
+    breaker = ServiceBreaker("the service", min_calls=1, rest_seconds=1.0, clock=clock)
+    call(breaker, NotWaitedFor("no answer in a few milliseconds"))
+    assert breaker.state == "closed"
+    call(breaker, Unanswered("it does not answer"))
+    clock.now = 2.0
+    call(breaker, NotWaitedFor("no answer in a few milliseconds"))
+    assert breaker.state == "half_open"
 
 
 def test_of_many_threads_that_come_after_the_rest_one_asks() -> None:
