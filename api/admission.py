@@ -27,7 +27,7 @@ CONTROL_SAMPLES = 4
 SLOW, FAST = 1.25, 1.1
 # What the limit rises by at a time, in places or as a share of it: with a whole place, one would be two half of the time.
 RISE, RISE_SHARE = 0.25, 0.05
-# Where nobody was let in for so long, one more is: a request that takes a minute must not keep out all others.
+# Where nobody was let in for so long, there is a place more: requests that take a minute must not keep out all others for as long.
 STUCK_SECONDS = 0.5
 # Tenants at work for each place: with more of them, a place each would be more than keeps the latency; with fewer, one tenant with
 # many requests costs the others too many refusals.

@@ -99,7 +99,9 @@ async def remove_all(parts: Parts, document: DocumentRecord, embedder: Embedder)
 async def switch(parts: Parts, document: DocumentRecord, chunk_ids: Sequence[str], available: bool) -> int:
     """Switch these chunks of the document on or off for searches; how many of them there are."""
     selector = ChunkSelector(document_ids=(document.id,), chunk_ids=tuple(chunk_ids))
-    return await parts.session.write(_set_available, parts.store, document.tenant_id, selector, available)
+    selected = await parts.session.write(_set_available, parts.store, document.tenant_id, selector, available)
+    await parts.lanes.write.run(parts.store.flush, document.tenant_id)
+    return selected
 
 
 async def drop(parts: Parts, tenant_id: str, drops: Sequence[Drop]) -> None:
@@ -149,6 +151,7 @@ async def follow(parts: Parts, after: DocumentRecord, *, named: bool, switched: 
         await _rename(parts, after)
     if switched:
         await parts.session.write(_switch, parts.store, after)
+        await parts.lanes.write.run(parts.store.flush, after.tenant_id)
 
 
 async def _rename(parts: Parts, document: DocumentRecord) -> None:
@@ -211,13 +214,13 @@ def _take_all(store: ChunkStore, document: DocumentRecord) -> bool:
 
 def _set_available(store: ChunkStore, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
     """Changes no row, and yet here: where nothing may be written now, no chunk is changed."""
-    return store.set_available(tenant_id, selector, available)
+    return store.set_available(tenant_id, selector, available, wait=False)
 
 
 def _switch(store: ChunkStore, document: DocumentRecord) -> None:
     now = document_service.hold(document.tenant_id, document.id)
     if now is not None:
-        store.set_available(document.tenant_id, ChunkSelector(document_ids=(document.id,)), now.enabled)
+        store.set_available(document.tenant_id, ChunkSelector(document_ids=(document.id,)), now.enabled, wait=False)
 
 
 # ------------------------------------------------------------------------------------------------ blocking: for a lane

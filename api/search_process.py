@@ -87,12 +87,14 @@ class SearchProcess:
             begun = time.perf_counter()
             self._on_wait(NAME, begun - asked)
             try:
-                return await line.ask(wanted)
+                found = await line.ask(wanted)
             finally:
                 if (load := current_load.get()) is not None:
                     load.lane_seconds[NAME] = load.lane_seconds.get(NAME, 0.0) + (time.perf_counter() - begun) / self._threads
         except ConnectionError:
             return await self._otherwise.find(wanted)
+        # what is damaged is told and mended by the server's own store, which has to meet it for that
+        return await self._otherwise.find(wanted) if found.degraded else found
 
     async def run(self) -> None:
         """Keep a process alive until cancelled."""
@@ -122,14 +124,18 @@ class SearchProcess:
         finally:
             for _, end in pairs:
                 end.close()
-        transports = [await self._connect(ours) for ours, _ in pairs]
-        self.process_id = process.pid
+        transports: list[asyncio.Transport] = []
         try:
+            for ours, _ in pairs:
+                transports.append(await self._connect(ours))
+            self.process_id = process.pid
             return await process.wait()
         finally:
             self.process_id = None
             for transport in transports:
                 transport.abort()
+            for ours, _ in pairs[len(transports) :]:
+                ours.close()
             await _ended(process)
 
     async def _connect(self, ours: socket.socket) -> asyncio.Transport:

@@ -52,8 +52,8 @@ class ChunkStore(Protocol):
     def take(self, tenant_id: str, selector: ChunkSelector) -> list[Chunk]:
         """Delete the selected chunks and return those that this call deleted, in no particular order."""
 
-    def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
-        """Switch the selected chunks on or off for searches and return how many were selected."""
+    def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool, *, wait: bool = True) -> int:
+        """Switch the selected chunks on or off for searches and return how many were selected. `wait` as for `put`."""
 
     def flush(self, tenant_id: str) -> None:
         """Return when everything put before can be found by both arms."""

@@ -15,5 +15,5 @@ def up(database: Engine) -> None:
     rows = Document.select(Document.id, Document.dataset_id, Document.meta_fields).order_by(Document.id).limit(PAGE_ROWS)
     after = ""
     while page := list(rows.where(Document.id > after).tuples()):
-        metadata_rows.put(page)
+        metadata_rows.fill(page)
         after = page[-1][0]

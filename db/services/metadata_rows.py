@@ -36,11 +36,7 @@ class Value(NamedTuple):
 def put(documents: Iterable[tuple[str, str, Mapping[str, Any]]]) -> None:
     """Make the rows say what the documents' metadata says: (document id, dataset id, metadata). The caller holds the documents."""
     for batch in batches(list(documents)):
-        wanted = {
-            (document_id, _text(key)): (dataset_id, _text(value))
-            for document_id, dataset_id, meta in batch
-            for key, value in meta.items()
-        }  # fmt: skip
+        wanted = _wanted(batch)
         ids = [document_id for document_id, _, _ in batch]
         stale = []
         for row_id, document_id, key, *said in list(_row.select(*_COLUMNS).where(_row.document_id.in_(ids)).tuples()):
@@ -50,9 +46,12 @@ def put(documents: Iterable[tuple[str, str, Mapping[str, Any]]]) -> None:
                 stale.append(row_id)
         for some in batches(stale):
             _row.delete().where(_row.id.in_(some)).execute()
-        rows = [(new_id(), *place, *said) for place, said in wanted.items()]
-        for start in range(0, len(rows), INSERT_ROWS):
-            _insert(rows[start : start + INSERT_ROWS])
+        _insert_all(wanted)
+
+
+def fill(documents: Iterable[tuple[str, str, Mapping[str, Any]]]) -> None:
+    """`put` for documents of which the table says nothing yet."""
+    _insert_all(_wanted(documents))
 
 
 def remove(document_ids: Sequence[str]) -> None:
@@ -83,7 +82,20 @@ def values(dataset_id: str, documents: ModelSelect | None = None) -> Iterator[Va
 
 def has_none() -> Expression:
     """Of a query for documents: whether one has no metadata."""
-    return ~fn.EXISTS(_row.select(_row.id).where(_row.document_id == Document.id))
+    return ~fn.EXISTS(_row.select(_row.id).where((_row.dataset_id == Document.dataset_id) & (_row.document_id == Document.id)))
+
+
+def _wanted(documents: Iterable[tuple[str, str, Mapping[str, Any]]]) -> dict[tuple[str, str], tuple[str, str]]:
+    """(document id, key) -> (dataset id, value): the rows that the documents ask for."""
+    return {
+        (document_id, _text(key)): (dataset_id, _text(value)) for document_id, dataset_id, meta in documents for key, value in meta.items()
+    }
+
+
+def _insert_all(wanted: Mapping[tuple[str, str], tuple[str, str]]) -> None:
+    rows = [(new_id(), *place, *said) for place, said in wanted.items()]
+    for start in range(0, len(rows), INSERT_ROWS):
+        _insert(rows[start : start + INSERT_ROWS])
 
 
 def _insert(rows: Sequence[tuple[str, ...]]) -> None:

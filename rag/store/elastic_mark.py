@@ -1,6 +1,6 @@
 """What a move leaves on the index that it copies: writes are refused, and a mark names the copy, for whoever comes after a kill.
 
-A block without the mark is somebody else's, a full disk's or an administrator's, and stays.
+A block without the mark is somebody else's, a full disk's or an administrator's, and stays, unless a move has begun under it.
 """
 
 from typing import Any

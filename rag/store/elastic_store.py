@@ -101,7 +101,7 @@ class ElasticStore:
         """As `rag.ports.ChunkStore.take`. When it raises, some may have been deleted."""
         return [chunk_from(hit["_source"]) for hit in self._remove(tenant_id, selector, source=True)]
 
-    def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
+    def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool, *, wait: bool = True) -> int:
         """As `rag.ports.ChunkStore.set_available`. When it raises, some may be switched; it can be called again."""
         query, selects = _query(selector), matcher(selector)
         selected = 0
@@ -117,7 +117,7 @@ class ElasticStore:
             for _ in self._change(tenant_id, page, change, packed=True):
                 pass
         if selected:
-            self.flush(tenant_id)
+            self._settle(tenant_id, wait=wait)
         return selected
 
     def load(self, tenant_id: str, stored: Sequence[StoredChunk]) -> None:

@@ -91,13 +91,13 @@ class EmbeddedStore:
             self._settle(tenant_id, tenant, seq, wait=False)
             return chunks
 
-    def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
+    def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool, *, wait: bool = True) -> int:
         """As `rag.ports.ChunkStore.set_available`."""
         if self._is_absent(tenant_id, selector):
             return 0
         with self._tenant(tenant_id) as tenant:
             count, seq = tenant.record.set_available(selector, available)
-            self._settle(tenant_id, tenant, seq, wait=True)
+            self._settle(tenant_id, tenant, seq, wait=wait)
             return count
 
     def flush(self, tenant_id: str) -> None:
@@ -349,6 +349,7 @@ class EmbeddedStore:
 
     def _give_turn(self, tenant_id: str, tenant: Tenant) -> None:
         try:
+            tenant.look_again()
             more = not tenant.moved and tenant.leader.step()
         except Exception as exc:  # noqa: BLE001 - a boundary: the thread serves other tenants too
             _log.exception("store_upkeep_failed", tenant=tenant_id)

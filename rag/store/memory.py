@@ -77,7 +77,7 @@ class MemoryStore:
                 del self._tenants[tenant_id][entry.chunk.id]
             return [entry.chunk for entry in found]
 
-    def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool) -> int:
+    def set_available(self, tenant_id: str, selector: ChunkSelector, available: bool, *, wait: bool = True) -> int:
         """As `rag.ports.ChunkStore.set_available`."""
         with self._lock:
             found = self._selected(tenant_id, selector)

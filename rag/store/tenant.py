@@ -51,6 +51,11 @@ class Tenant:
         except OSError:
             return True
 
+    def look_again(self) -> None:
+        """Where the text index was damaged: it is not any more when another process has published a new one."""
+        if self.leader.text_damaged.is_set() and not self.moved:
+            self._searcher(self.catalogue.view())
+
     @property
     def behind(self) -> bool:
         """The text index lacks changes that this process has seen."""

@@ -197,3 +197,12 @@ async def test_a_lane_finds_the_same(store: EmbeddedStore) -> None:
     lane = Lane("search", 1, 1)
     assert same(await LaneFinder(store, lane).find(wanted(best=3)), find(store, wanted(best=3)))
     lane.close()
+
+
+async def test_what_the_process_finds_damaged_the_server_s_own_store_meets_too(
+    searcher: SearchProcess, otherwise: Otherwise, tmp_path: Path
+) -> None:  # fmt: skip
+    for file in (tmp_path / "chunks" / TENANT / "vectors").iterdir():
+        file.write_bytes(b"damaged" * 3)
+    found = await searcher.find(wanted())
+    assert (found.total, otherwise.asked) == (40, 1)
