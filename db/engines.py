@@ -5,6 +5,7 @@ write. A "write" transaction of SQLite is alone; one of a server sees what other
 writes what it read locks the rows first (`db.dialect.locked`).
 """
 
+import random
 import threading
 import time
 from collections.abc import Generator
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 
 import psycopg
 import pymysql
-from peewee import InternalError, MySQLDatabase, PostgresqlDatabase, SqliteDatabase, __exception_wrapper__
+from peewee import InternalError, MySQLDatabase, OperationalError, PostgresqlDatabase, SqliteDatabase, __exception_wrapper__
 from psycopg.pq import TransactionStatus
 from pymysql.constants import CLIENT
 
@@ -27,6 +28,7 @@ PRAGMAS = {
     "foreign_keys": 0,
 }
 CONNECT_SECONDS = 5  # libpq takes no less than 2
+BUSY_PAUSE_SECONDS = 0.02  # at most, at random
 MIGRATION_LOCK = 0x6D696C6C72616365  # "millrace"
 MIGRATION_SECONDS = 600
 MYSQL_MODE = "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,NO_ZERO_DATE,NO_ZERO_IN_DATE"
@@ -39,6 +41,18 @@ class Sqlite(SqliteDatabase):
 
     def __init__(self, address: Address) -> None:
         super().__init__(str(address.path), pragmas=PRAGMAS, autoconnect=False, check_same_thread=False)
+
+    def connect(self, reuse_if_open: bool = False) -> bool:
+        """Connect the calling thread. Of several processes that begin a new file at once SQLite fails all but one, without waiting."""
+        until = time.monotonic() + CONNECT_SECONDS
+        while True:
+            try:
+                return super().connect(reuse_if_open)
+            except OperationalError as error:
+                busy = getattr(getattr(error, "orig", error), "sqlite_errorname", "") == "SQLITE_BUSY"
+                if not busy or time.monotonic() > until:
+                    raise
+                time.sleep(random.uniform(0, BUSY_PAUSE_SECONDS))
 
     def begin(self, mode: str = "read") -> None:
         # IMMEDIATE: a read transaction upgraded to a writing one fails at once when another process wrote meanwhile

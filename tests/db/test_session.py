@@ -1,11 +1,15 @@
 """db/session.py: one call, one thread, one transaction."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import peewee
 import pytest
 
+from db.address import Address
+from db.engines import open_engine
 from db.migrate import STEPS
 from db.models import SchemaVersion, Tenant, proxy
 from db.services import dataset_service, tenant_service
@@ -83,3 +87,20 @@ async def test_a_key_finds_its_tenant_until_it_is_deleted(session: Session) -> N
     assert await session.write(tenant_service.delete_key, "0" * 32, key.token) is False
     assert await session.write(tenant_service.delete_key, tenant.id, key.token) is True
     assert await session.read(tenant_service.find_key, key.token) is None
+
+
+def test_of_many_who_begin_a_new_file_at_once_none_fails(tmp_path: Path) -> None:
+    """SQLite tells all but one that it is busy, without waiting."""
+
+    def begin(path: Path) -> bool:
+        engine = open_engine(Address("sqlite", path=path), 10.0)
+        together.wait()
+        try:
+            return engine.connect()
+        finally:
+            engine.close_all()
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(30):
+            together = threading.Barrier(8)
+            assert all(pool.map(begin, [tmp_path / str(number)] * 8))
