@@ -23,6 +23,7 @@ from typing import Any
 
 import structlog
 
+from api.restarts import Restarts
 from rag.errors import Overloaded
 from rag.nlp.find import Entries, Finder, Found, Wanted
 from rag.nlp.fuse import Ranking
@@ -32,10 +33,6 @@ from rag.types import Candidates, Chunk, ChunkTerms, SearchRequest, Term
 NAME = "searcher"
 # before each message: its length; an empty message says that the thread at the other end is ready
 LENGTH = struct.Struct("!Q")
-FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 30.0
-# a process that lived for so long did not die of its start
-HEALTHY_SECONDS = 60.0
 STOP_SECONDS = 5.0
 
 log = structlog.get_logger("millrace.searcher")
@@ -98,16 +95,15 @@ class SearchProcess:
 
     async def run(self) -> None:
         """Keep a process alive until cancelled."""
-        pause = FIRST_PAUSE_SECONDS
+        restarts = Restarts()
         while True:
-            started = time.monotonic()
+            restarts.begin()
             try:
                 code = await self._live()
                 log.warning("the search process ended, searching in the server's own", code=code)
             except OSError as error:
                 log.warning("no search process can be started, searching in the server's own", error=type(error).__name__)
-            pause = FIRST_PAUSE_SECONDS if time.monotonic() - started > HEALTHY_SECONDS else min(LONGEST_PAUSE_SECONDS, pause * 2)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(restarts.pause_seconds())
 
     async def _live(self) -> int:
         """One life of the process; its exit code."""

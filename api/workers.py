@@ -19,15 +19,12 @@ from pathlib import Path
 import structlog
 
 from api.listening import KEY_FILE, announce, listen, url_of
+from api.restarts import Restarts
 from rag.errors import MillraceError, SettingsError
 from rag.settings import PREFIX, Settings
 
 log = structlog.get_logger("millrace.workers")
 
-FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 30.0
-# a worker that served for so long did not die of its start
-HEALTHY_SECONDS = 60.0
 # beside its drain time: for closing its parts
 CLOSING_SECONDS = 10.0
 # how long a worker without a parent may still hold the port
@@ -89,10 +86,9 @@ class Crew:
         log.info("serving", url=url, workers=len(self._places))
 
     async def _keep(self, place: _Place, port: int, folder: Path) -> None:
-        loop = asyncio.get_running_loop()
-        pause = FIRST_PAUSE_SECONDS
+        restarts = Restarts()
         while not self._stopping.is_set():
-            started = loop.time()
+            restarts.begin()
             code = await self._live(place, port, folder)
             if self._stopping.is_set():
                 return
@@ -100,7 +96,7 @@ class Crew:
                 self._failed = code if code and code > 0 else 1
                 self._stopping.set()
                 return
-            pause = FIRST_PAUSE_SECONDS if loop.time() - started > HEALTHY_SECONDS else min(2 * pause, LONGEST_PAUSE_SECONDS)
+            pause = restarts.pause_seconds()
             log.warning("a worker ended and is started again", worker=place.number, code=code, seconds=pause)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
