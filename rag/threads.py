@@ -5,9 +5,9 @@ import contextvars
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -179,3 +179,14 @@ def _yield_to_others(nice: int) -> None:
 async def aside(lane: Lane | None, characters: int, call: Callable[[], T]) -> T:
     """`call()`, which works on so much text: on the lane where it would hold the event loop, else at once, which is faster."""
     return call() if lane is None or characters <= LARGE_CHARACTERS else await lane.run(call)
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """The work under way beside the block; cancelled, and waited for, when the block is left before it is done."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

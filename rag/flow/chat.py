@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from rag.flow.nodes import Flow, Node, Outcome, Values
 from rag.flow.prompt import Prompt, Window, build_prompt, characters_of, passage
 from rag.flow.question import condense, keywords, question_before, translate, with_the_one_before
 from rag.ports import ChatModel
-from rag.threads import LARGE_CHARACTERS, Lane, aside
+from rag.threads import LARGE_CHARACTERS, Lane, aside, beside
 from rag.types import ChatMessage, ChatOptions, DocumentCount, RankedChunk, Retrieval, Usage
 
 QUESTION_SECONDS = 20.0  # for the model's work on the question; then the question is searched without it
@@ -108,7 +108,7 @@ async def async_chat(task: ChatTask) -> AsyncIterator[ChatEvent]:
     Closing it, or cancelling whoever awaits it, closes the model's stream at once. Raises `ProviderError` when the model fails,
     `TooLarge` when the question does not fit into its window, `DeadlineExceeded`, and what the retrieval raises.
     """
-    async with _beside(task.alongside) as alongside, aclosing(_answer(task)) as events:
+    async with beside(_after_the_question(task.alongside)) as alongside, aclosing(_answer(task)) as events:
         try:
             async for event in events:
                 await alongside
@@ -118,21 +118,10 @@ async def async_chat(task: ChatTask) -> AsyncIterator[ChatEvent]:
             raise
 
 
-@asynccontextmanager
-async def _beside(work: Callable[[], Awaitable[Any]] | None) -> AsyncIterator[Awaitable[Any]]:
-    """The work under way; cancelled when the block is left before it is done."""
-
-    async def wait_and_work() -> None:
-        if work is not None:
-            await asyncio.sleep(HEAD_START_SECONDS)
-            await work()
-
-    running = asyncio.ensure_future(wait_and_work())
-    try:
-        yield running
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+async def _after_the_question(work: Callable[[], Awaitable[Any]] | None) -> None:
+    if work is not None:
+        await asyncio.sleep(HEAD_START_SECONDS)
+        await work()
 
 
 async def _answer(task: ChatTask) -> AsyncIterator[ChatEvent]:

@@ -8,10 +8,10 @@ the total. A stage that fails is left out and named in `Retrieval.degraded`, as 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import structlog
@@ -24,7 +24,7 @@ from rag.nlp.highlight import Highlighter
 from rag.nlp.query import question_terms
 from rag.ports import Embedder, Reranker
 from rag.stages import passed, stage
-from rag.threads import Lane, aside
+from rag.threads import Lane, aside, beside
 from rag.types import Candidates, Chunk, DocumentCount, RankedChunk, Retrieval, SearchRequest, Term
 
 # Decided by `python -m load.eval`: a title helps more the less it outweighs the text.
@@ -32,8 +32,6 @@ FIELD_BOOSTS: Mapping[str, float] = {"title": 0.4, "content": 1.0, "keywords": 2
 TEXT_CANDIDATES = 1024
 # While some chunks share a term with the question, are chunks that share none kept (those that pass the threshold)?
 KEEP_VECTOR_ONLY = True
-
-T = TypeVar("T")
 
 DocumentNames = Callable[[Sequence[str]], Awaitable[Mapping[str, str]]]
 
@@ -100,7 +98,8 @@ async def async_retrieval(
     if embedder is None or request.vector_similarity_weight <= 0:
         question_as_terms = _analysed(question, watch)
     else:
-        async with _begun(_embedded(embedder, question, request.embed_seconds, watch)) as embedding:
+        async with beside(_embedded(embedder, question, request.embed_seconds, watch)) as embedding:
+            await asyncio.sleep(0)  # it begins
             question_as_terms, trust = _analysed(question, watch), embedder.trust(question)  # while a thread embeds it
             try:
                 vector = await embedding
@@ -164,17 +163,6 @@ async def _embedded(embedder: Embedder, question: str, seconds: float, watch: "_
     with watch.stage("embed"):
         async with at_most(seconds, _SHARE_OF_EMBEDDING):
             return await embedder.embed_query(question)
-
-
-@asynccontextmanager
-async def _begun(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
-    """The work under way; cancelled when the block is left before it is done."""
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.sleep(0)
-        yield task
-    finally:
-        task.cancel()
 
 
 async def async_rerank_by_model(question: str, texts: Sequence[str], reranker: Reranker, lane: Lane) -> np.ndarray:
