@@ -32,6 +32,7 @@ from load.corpus import CACHE, CHUNKS, Corpus, corpus, questions
 from load.processes import cpu_seconds
 from rag.llm.encoder import Encoder
 from rag.llm.model_directory import bundled_model_path, read_model_directory
+from rag.nlp.find import chunk_ids
 from rag.nlp.fuse import fuse
 from rag.nlp.query import question_terms
 from rag.nlp.search import FIELD_BOOSTS, TEXT_CANDIDATES
@@ -109,7 +110,7 @@ def requests_of(
         cluster.sent = []
         found = store.search(request)
         ranking = fuse(found, vector_weight=0.3, trust=1.0, threshold=0.2)
-        store.get(built.tenant_id, [f"{number:016x}" for number in found.ids[ranking.rows[:PAGE_SIZE]].tolist()])
+        store.get(built.tenant_id, chunk_ids(found.ids[ranking.rows[:PAGE_SIZE]]))
         every.append(cluster.sent)
     return every
 

@@ -24,6 +24,7 @@ from load.corpus import CACHE, CHUNKS, Corpus, corpus, questions
 from load.processes import family_cpu_seconds
 from rag.llm.encoder import Encoder
 from rag.llm.model_directory import bundled_model_path, read_model_directory
+from rag.nlp.find import chunk_ids
 from rag.nlp.fuse import fuse
 from rag.nlp.query import question_terms
 from rag.nlp.search import FIELD_BOOSTS, TEXT_CANDIDATES
@@ -86,7 +87,7 @@ class InProcess:
         found = self._store.search(request)
         ranking = fuse(found, vector_weight=WEIGHT, trust=1.0, threshold=THRESHOLD)
         if fetch:
-            self._store.get(self._built.tenant_id, [f"{number:016x}" for number in found.ids[ranking.rows[:PAGE_SIZE]].tolist()])
+            self._store.get(self._built.tenant_id, chunk_ids(found.ids[ranking.rows[:PAGE_SIZE]]))
 
 
 def serve_in_process(channel, built: Corpus) -> None:

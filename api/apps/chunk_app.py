@@ -18,6 +18,7 @@ from api.routes import Routes
 from api.schema import chunk as schema
 from db.services import dataset_service
 from db.services.document_service import DocumentRecord
+from rag.nlp.find import chunk_ids
 from rag.nlp.highlight import Highlighter
 from rag.nlp.query import question_terms
 from rag.ports import Embedder
@@ -164,11 +165,12 @@ async def _matches(
     found = await parts().lanes.search.run(parts().store.search, asked)
     matching = np.flatnonzero(found.text_scores > 0)
     ordered = matching[np.lexsort((found.ids[matching], -found.text_scores[matching]))]
-    chunk_ids = [f"{number:016x}" for number in found.ids[ordered].tolist()]
+    matches = chunk_ids(found.ids[ordered])
     if ids:
-        chunk_ids = [chunk_id for chunk_id in chunk_ids if chunk_id in set(ids)]
+        wanted = set(ids)
+        matches = [chunk_id for chunk_id in matches if chunk_id in wanted]
     if available is False:
-        chunk_ids = [chunk.id for chunk in await _get(document, chunk_ids) if not chunk.available]
+        matches = [chunk.id for chunk in await _get(document, matches) if not chunk.available]
     highlighter = Highlighter(terms)
-    chunks = await _get(document, chunk_ids[offset : offset + limit])
-    return len(chunk_ids), [chunk_wire.item(chunk, document.name, highlighter.mark(chunk.content)) for chunk in chunks]
+    chunks = await _get(document, matches[offset : offset + limit])
+    return len(matches), [chunk_wire.item(chunk, document.name, highlighter.mark(chunk.content)) for chunk in chunks]

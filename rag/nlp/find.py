@@ -95,7 +95,7 @@ def find(store: ChunkStore, wanted: Wanted) -> Found:
     counts = counted(candidates, ranking)
     fused = time.perf_counter()
     first = _first_of_each(candidates, ranking) if wanted.named else []
-    chunks = _chunks(store, wanted.search.tenant_id, (_ids(page[0]), _ids(best[0]) if best is not None else [], first))
+    chunks = _chunks(store, wanted.search.tenant_id, (chunk_ids(page[0].ids), chunk_ids(best[0].ids) if best is not None else [], first))
     seconds = {"search": searched - started, "fuse": fused - searched, "fetch": time.perf_counter() - fused}
     names = {chunk.document_id: chunk.document_name for group in chunks[1:] for chunk in group if chunk is not None} if wanted.named else {}
     return Found(
@@ -137,7 +137,7 @@ def _piece(candidates: Candidates, ranking: Ranking, part: slice) -> tuple[Candi
 def _first_of_each(candidates: Candidates, ranking: Ranking) -> list[str]:
     """The id of one chunk of each document."""
     _, first = np.unique(candidates.document_of[ranking.rows], return_index=True)
-    return _hexadecimal(candidates.ids[ranking.rows[first]])
+    return chunk_ids(candidates.ids[ranking.rows[first]])
 
 
 def _chunks(store: ChunkStore, tenant_id: str, groups: Sequence[list[str]]) -> list[list[Chunk | None]]:
@@ -147,9 +147,6 @@ def _chunks(store: ChunkStore, tenant_id: str, groups: Sequence[list[str]]) -> l
     return [[found[chunk_id] for chunk_id in group] for group in groups]
 
 
-def _ids(candidates: Candidates) -> list[str]:
-    return _hexadecimal(candidates.ids)
-
-
-def _hexadecimal(ids: np.ndarray) -> list[str]:
-    return [f"{number:016x}" for number in ids.tolist()]
+def chunk_ids(numbers: np.ndarray) -> list[str]:
+    """The ids of `Candidates.ids` as chunks have them."""
+    return [f"{number:016x}" for number in numbers.tolist()]
