@@ -273,9 +273,16 @@ class EmbeddedStore:
                 self._open.move_to_end(tenant_id)
                 self._users[tenant] += 1
                 return tenant
+        self._give_up(tenant_id, tenant)
+        return None
+
+    def _give_up(self, tenant_id: str, tenant: Tenant) -> None:
+        """Retire a tenant whose folder is not there any more."""
+        with self._state:
+            if self._open.get(tenant_id) is not tenant:
+                return
             del self._open[tenant_id]
         self._retire(tenant)
-        return None
 
     def _close_oldest(self) -> None:
         """Close tenants that nobody uses and that have nothing to index, those unused longest first, down to the limit."""
@@ -294,7 +301,8 @@ class EmbeddedStore:
             surplus -= 1
 
     def _retire(self, tenant: Tenant) -> None:
-        """Close a tenant that was taken from `_open` as soon as nobody uses it."""
+        """Close a tenant that was taken from `_open` as soon as nobody uses it. Who waits for its text index is let go."""
+        tenant.leader.stop()
         with self._state:
             self._retired.add(tenant)
             self._users[tenant] += 1
@@ -349,8 +357,12 @@ class EmbeddedStore:
 
     def _give_turn(self, tenant_id: str, tenant: Tenant) -> None:
         try:
-            tenant.look_again()
-            more = not tenant.moved and tenant.leader.step()
+            if tenant.moved:
+                self._give_up(tenant_id, tenant)
+                more = False
+            else:
+                tenant.look_again()
+                more = tenant.leader.step()
         except Exception as exc:  # noqa: BLE001 - a boundary: the thread serves other tenants too
             _log.exception("store_upkeep_failed", tenant=tenant_id)
             tenant.leader.retreat(Unavailable(f"the upkeep of the chunk store failed: {type(exc).__name__}"))

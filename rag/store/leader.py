@@ -1,6 +1,7 @@
 """The upkeep of one tenant's derived data: text index, vector files, change log. Of all processes one leads, by a file lock.
 
-The lock goes with the process, so a killed leader is followed by any process that has work for the tenant.
+The lock goes with the process, so a killed leader is followed by any process that has work for the tenant. One that fails gives the
+lock back for as long: whoever waits tries itself, and either does the work or knows at once why it cannot be done.
 """
 
 import fcntl
@@ -67,7 +68,7 @@ class Leader:
             self.failure = None
             while self.progress.indexed < seq or self.text_damaged.is_set():
                 if self.stopped or self.failure is not None:
-                    raise Unavailable(f"stored, but not searchable by text yet: {self.failure or 'the store is closing'}")
+                    raise Unavailable(f"stored, but not searchable by text yet: {self.failure or 'the tenant is closed or removed'}")
                 if time.monotonic() > deadline:
                     raise Unavailable(f"stored, but not searchable by text within {timeout_seconds:g} s")
                 self.advanced.wait(0.004)  # another process may be the one that indexes
@@ -87,10 +88,8 @@ class Leader:
         """Do a bounded piece of work; False when there is none left and everything is released."""
         if time.monotonic() < self._resume_at:
             return True
-        if not self._lead():
-            return self.pending()
         try:
-            return self._work()
+            return self._work() if self._lead() else self.pending()
         except BlockingIOError:
             return True
         except (Unavailable, OSError) as exc:
@@ -102,22 +101,25 @@ class Leader:
         self._rebuild = None
         self._drop_writer(gently=True)
         self._index = None
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def _lead(self) -> bool:
+        """Whether this process leads; false while another one does."""
         if self._lock is not None:
             return True
-        try:
-            lock = os.open(self._folder / "leader.lock", os.O_CREAT | os.O_RDWR, 0o600)
-        except OSError:
-            return False
+        lock = os.open(self._folder / "leader.lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as exc:
             os.close(lock)
-            return False
+            if isinstance(exc, BlockingIOError):
+                return False
+            raise
         self._lock = lock
         self._worked = time.monotonic()
         return True
@@ -282,9 +284,10 @@ class Leader:
             writer.abandon()
 
     def retreat(self, exc: Unavailable) -> None:
-        """After a failure: forget what is open, so that it is checked when it is opened again, and try later."""
+        """After a failure: forget what is open, so that it is checked when it is opened again, stop leading, and try later."""
         self._drop_writer()
         self._index = self._rebuild = None
+        self._unlock()
         self._resume_at = time.monotonic() + _RETRY_SECONDS
         with self.advanced:
             self.failure = str(exc)
