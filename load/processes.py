@@ -53,13 +53,22 @@ def family_memory(process_id: int) -> Memory:
 
 def cpu_seconds(process_id: int) -> float:
     """User and system time of one process, all its threads, since it began."""
-    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return sum(_cpu_ticks(process_id)[:2]) / TICKS
 
 
 def family_cpu_seconds(process_id: int) -> float:
-    """Of the process and all below it that live; for a difference while none of them ends."""
-    return sum(map(cpu_seconds, family(process_id)))
+    """Of the process and all that have ever been below it: those that live, and those that ended and were waited for."""
+    ticks = sum(_cpu_ticks(process_id))
+    for each in family(process_id)[1:]:
+        with contextlib.suppress(OSError):  # it has just ended
+            ticks += sum(_cpu_ticks(each))
+    return ticks / TICKS
+
+
+def _cpu_ticks(process_id: int) -> list[int]:
+    """User and system time of the process, then of its children that ended, as they of theirs."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return [int(ticks) for ticks in fields[11:15]]
 
 
 def allow_many_files() -> None:
