@@ -17,7 +17,7 @@ from db.services import document_service, state_service, task_service
 from db.services.document_service import DocumentRecord
 from db.services.task_service import Drop
 from rag.errors import Conflict, InvalidArgument, TooLarge, Unavailable
-from rag.nlp.tokenize import chunk_terms
+from rag.nlp.tokenize import terms_of
 from rag.ports import ChunkStore, Embedder
 from rag.types import Chunk, ChunkSelector
 
@@ -173,7 +173,7 @@ def _add(store: ChunkStore, tenant_id: str, chunk: Chunk, vector: np.ndarray, sp
         return None
     if task_service.is_dropping(document.id):
         raise Unavailable("the document's old chunks are still being removed")
-    chunk = replace(chunk, document_name=document.name, available=document.enabled)
+    chunk = replace(chunk, document_name=document.name, available=document.enabled, version=-document.version)
     store.put(tenant_id, [chunk], vector, space, wait=False)
     state_service.add_counts(document.id, 1, tokens)
     return chunk
@@ -254,9 +254,8 @@ def _rename_once(store: ChunkStore, document: DocumentRecord) -> bool:
 
 
 def _with_terms(chunk: Chunk) -> Chunk:
-    """The chunk with its terms made anew. Only parsed chunks carry their document's title."""
-    title = chunk.document_name if chunk.version else ""
-    return replace(chunk, terms=chunk_terms(title, chunk.headings, chunk.content, chunk.keywords, chunk.questions))
+    """The chunk with its terms made anew."""
+    return replace(chunk, terms=terms_of(chunk))
 
 
 def _tokens_by_text(tokenizer_path: Path, texts: Sequence[str]) -> dict[str, int]:

@@ -24,9 +24,10 @@ class ChunkTerms:
 class Chunk:
     """A piece of a document as the store keeps it.
 
-    `id` is 16 lower-case hex digits, unique within the tenant. `version` is the parse run that made the chunk, 0 for one
-    added by hand. `position` orders the chunks of a document. `positions` holds `(page, left, right, top, bottom)`, page
-    counted from 1, the rest in points from the page's top left corner; empty where the format has no pages.
+    `id` is 16 lower-case hex digits, unique within the tenant. `version` is the parse run that made the chunk, from
+    1; of a chunk added by hand it is the document's version at the time, negated. `position` orders the chunks of a document.
+    `positions` holds `(page, left, right, top, bottom)`, page counted from 1, the rest in points from the page's top left corner;
+    empty where the format has no pages.
     `kind` is "" for text, "table" or "image". `created_at` is seconds since the epoch. `extra` is JSON (tag_feas, image_id ...).
     """
 
@@ -62,7 +63,8 @@ class StoredChunk:
 class ChunkSelector:
     """Which chunks of a tenant a delete, count or switch touches: all conditions given must hold; at least one must be given.
 
-    `versions_below` selects parsed chunks (version >= 1) of an older parse run only; chunks added by hand stay, but `with_added`.
+    `versions_below` selects parsed chunks (version >= 1) of an older parse run only; chunks added by hand stay. With `with_added` those
+    go as well that were added while the document's version was below, and none that came after, however late it is done.
     """
 
     dataset_ids: tuple[str, ...] | None = None
@@ -241,8 +243,8 @@ class ParsedDocument:
 class IngestTask:
     """A leased piece of background work. `version` numbers the document's parse run, from 1.
 
-    A sweep removes what a stopped parse run left behind: parsed chunks of `version` and those below. A drop removes what a document
-    had before it was started again, or stopped: chunks of versions below `version`, and those added by hand.
+    A sweep removes what a parse run left behind that was taken from its worker: parsed chunks of `version` and those below. A drop
+    removes what a document had before it was started again, or stopped: chunks of versions below `version`, and those added by hand.
 
     `available` false means that the document is switched off: its chunks are to be stored so.
     """

@@ -4,7 +4,8 @@ A document has at most one `parse` and one `purge` task. A parse task carries th
 raises it, stopping removes the task, and either way the worker that still holds the old one is told False at its next call.
 A purge task is the outbox of a deletion (and the pledge of an upload): it is written in the transaction that removes the
 rows, whoever removed them purges chunks and file at once and takes the task back, and if that server dies, a worker does it.
-A sweep task follows a stop: it removes what the stopped run's worker still wrote, if that was killed before it could itself.
+A sweep task follows whenever a parse task is taken from its worker: it removes what that still wrote, if it was killed before it
+could itself.
 A drop task is what stands between a document's old chunks and its new ones. Starting again, stopping and resetting write it in
 the place of the parse task; it ends, and becomes the parse task of a run that waits, only when the old chunks are gone. The
 server that wrote it comes first, and if that fails or dies, a worker does it, again and again until it is done.
@@ -46,7 +47,10 @@ class Purge:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Chunks of a document that must go: those of parse runs below `version`, and those added by hand."""
+    """Chunks of a document that must go: those of parse runs below `version`, and those added by hand before.
+
+    The document's version is raised to it in the same transaction, so that this is no longer true of any chunk that comes later.
+    """
 
     document_id: str
     version: int
@@ -59,7 +63,7 @@ def start(document_ids: Sequence[str]) -> list[Drop]:
     """
     drops, now = [], shared_now_ms()
     for document in held(document_ids):
-        first = document.version == 0 and document.chunk_count == 0 and not is_dropping(document.id)
+        first = document.version == 0 and document.chunk_count == 0
         set_counts(document, 0, 0)
         version = document.version + 1
         Document.update(
@@ -67,7 +71,7 @@ def start(document_ids: Sequence[str]) -> list[Drop]:
             version=version, update_time=now,
         ).where(Document.id == document.id).execute()  # fmt: skip
         if first:
-            _put("parse", document, now, version=version)
+            _put_run("parse", document, now, version)
         else:
             drops.append(_put_drop(document, version))
     return drops
@@ -91,7 +95,7 @@ def end_drop(task: Task, document: Document) -> None:
     """
     set_counts(document, 0, 0)
     if document.run == "RUNNING" and document.version == task.version:
-        _put("parse", document, shared_now_ms(), version=task.version)
+        _put_run("parse", document, shared_now_ms(), task.version)
     else:
         task.delete_instance()
 
@@ -106,19 +110,17 @@ def restart(document: Document) -> None:
     by_hand = document.chunk_count, max(0, document.token_count)  # all that a run under way has counted so far
     set_counts(document, *(by_hand if document.run == "RUNNING" else (0, 0)))
     Document.update(run="RUNNING", version=document.version + 1, progress=0.0).where(Document.id == document.id).execute()
-    _put("drop" if is_dropping(document.id) else "parse", document, shared_now_ms(), version=document.version + 1)
+    _put_run("drop" if is_dropping(document.id) else "parse", document, shared_now_ms(), document.version + 1)
 
 
 def stop(document_ids: Sequence[str]) -> list[Drop]:
     """CANCEL the documents and take their tasks from the workers; the caller deletes their chunks from the store, then calls `dropped`."""
     drops = []
     for document in held(document_ids):
-        parsing = locked(Task.select().where(Task.kind == "parse", Task.document_id == document.id)).first()
-        drops.append(_put_drop(document, document.version + 1))
-        if parsing is not None and (parsing.attempt > 0 or parsing.lease_until > 0):  # a worker had it, or gave it back
-            _put("sweep", document, max(parsing.lease_until, shared_now_ms()) + LATE_WRITES_MS, version=document.version)
+        version = document.version + 1
+        drops.append(_put_drop(document, version))
         set_counts(document, 0, 0)
-        tell(document, STOPPED, progress=0.0, run="CANCEL")
+        tell(document, STOPPED, progress=0.0, run="CANCEL", version=version)
     return drops
 
 
@@ -174,19 +176,37 @@ def redeem(purge: Purge) -> bool:
 def _leases(document_ids: Sequence[str]) -> dict[str, int]:
     """Until when a worker may be at the documents, for those that have a parse run or the sweep after one; held."""
     columns = Task.document_id, Task.kind, Task.lease_until, Task.due_at
-    busy = Task.select(*columns).where(Task.document_id.in_(document_ids), Task.kind.in_(("parse", "sweep")))
-    rows = sorted(locked(busy), key=lambda row: row.kind)  # where there are both, the sweep tells
-    return {row.document_id: row.lease_until if row.kind == "parse" else row.due_at - LATE_WRITES_MS for row in rows}
+    leases: dict[str, int] = {}
+    for row in locked(Task.select(*columns).where(Task.document_id.in_(document_ids), Task.kind.in_(("parse", "sweep")))):
+        until = row.lease_until if row.kind == "parse" else row.due_at - LATE_WRITES_MS
+        leases[row.document_id] = max(until, leases.get(row.document_id, 0))
+    return leases
 
 
 def _put_drop(document: Document, version: int) -> Drop:
-    _put("drop", document, shared_now_ms() + HOLD_MS, version=version)
+    _put_run("drop", document, shared_now_ms() + HOLD_MS, version)
     return Drop(document.id, version)
 
 
-def _put(kind: str, document: Document, due_at: int, *, version: int) -> None:
-    """Write the document's task of this kind, in the place of the one before."""
-    Task.delete().where(Task.kind.in_(RUN if kind in RUN else (kind,)), Task.document_id == document.id).execute()
+def _put_run(kind: str, document: Document, due_at: int, version: int) -> None:
+    """Write the task that the document's run has come to, in the place of the one before. If a worker had that, a sweep follows."""
+    before = _take_back(document, *RUN)
+    if before is not None and before.kind == "parse" and (before.attempt > 0 or before.lease_until > 0):
+        earlier = _take_back(document, "sweep")
+        sweep_at = max(before.lease_until, shared_now_ms()) + LATE_WRITES_MS
+        _put("sweep", document, sweep_at if earlier is None else max(sweep_at, earlier.due_at), before.version)
+    _put(kind, document, due_at, version)
+
+
+def _take_back(document: Document, *kinds: str) -> Task | None:
+    """The document's task of one of these kinds, which it has no more."""
+    row = locked(Task.select().where(Task.kind.in_(kinds), Task.document_id == document.id)).first()
+    if row is not None:
+        row.delete_instance()
+    return row
+
+
+def _put(kind: str, document: Document, due_at: int, version: int) -> None:
     Task.create(
         kind=kind, tenant_id=document.tenant_id, dataset_id=document.dataset_id, document_id=document.id,
         version=version, due_at=due_at,

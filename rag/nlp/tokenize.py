@@ -90,8 +90,8 @@ def chunk_terms(
 
 
 def terms_of(chunk: Chunk) -> ChunkTerms:
-    """A stored chunk's terms, computed anew after the analysis has changed."""
-    return chunk_terms(chunk.document_name if chunk.version else "", chunk.headings, chunk.content, chunk.keywords, chunk.questions)
+    """A chunk's terms, computed anew. Only parsed chunks carry their document's title."""
+    return chunk_terms(chunk.document_name if chunk.version > 0 else "", chunk.headings, chunk.content, chunk.keywords, chunk.questions)
 
 
 class _Memo(dict[str, tuple[str, ...]]):

@@ -21,8 +21,8 @@ def json_list(values: Sequence[int] | Sequence[str]) -> str:
 
 
 def oldest_version(selector: ChunkSelector) -> int:
-    """Where the versions begin that a selector with `versions_below` selects: chunks added by hand have version 0."""
-    return 0 if selector.with_added else 1
+    """Where the versions begin that a selector with `versions_below` selects: chunks added by hand have the document's, negated."""
+    return 1 - (selector.versions_below or 0) if selector.with_added else 1
 
 
 def where(selector: ChunkSelector) -> str:

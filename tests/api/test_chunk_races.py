@@ -382,6 +382,43 @@ async def test_nothing_is_added_that_would_go_with_the_old_chunks(api: Server, p
     assert (await place.counters())[::2] == (3, 3)
 
 
+@pytest.mark.parametrize("which", ["start", "stop", "stop before a start"])
+async def test_a_drop_that_comes_after_all_takes_nothing_that_was_added_since(api: Server, place: Place, which: str) -> None:
+    """The server that should have dropped the old chunks stood still meanwhile, and a worker or a later drop did it."""
+    late: list[Any] = []
+
+    def stands_still(*arguments: Any) -> int:
+        late.append(arguments)
+        raise Unavailable("the chunk store does not answer")
+
+    store: Any = api.parts.store
+    if which != "start":
+        await place.start()
+    store.delete = stands_still
+    await (place.start() if which == "start" else place.stop())
+    del store.delete
+    if which == "stop before a start":
+        await place.start()
+    await due(api)
+    await api.work()
+    await api.call("POST", place.path, {"content": "Gold is soft."})
+    before = await place.chunks()
+    assert store.delete(*late.pop()) == 0
+    assert (await place.chunks(), len(before)) == (before, 1 if which == "stop" else 3)
+
+
+async def test_what_was_added_after_a_drop_goes_with_the_next(api: Server, place: Place) -> None:
+    await api.call("POST", place.path, {"content": "Gold is soft."})
+    for _ in range(2):
+        await place.start()
+        await place.stop()
+        assert (stored(api), await place.counters()) == (0, (0, 0, 0, 0))
+        await api.call("POST", place.path, {"content": "Gold is soft."})
+    await place.start()
+    await api.work()
+    assert sorted(chunk["content"] for chunk in await place.chunks()) == ["Iron melts.", "Water boils."]
+
+
 # ---------------------------------------------------------------------------------------------------- while the data is being moved
 @pytest.mark.parametrize("method", ["one", "some", "document", "delete", "delete all", "start"])
 async def test_nothing_changes_a_chunk_where_nothing_may_be_written(api: Server, place: Place, method: str) -> None:

@@ -439,6 +439,15 @@ def test_delete_takes_what_every_condition_selects(store, selector, left):
     assert found(store, "word") == found(store, "", unit(1, 1)) == left
 
 
+def test_chunks_added_by_hand_go_with_a_drop_of_a_later_version_only(store):
+    versions = {0: 0, 1: -2, 2: -3, 3: -4, 4: 3, 5: 2}
+    store.put(TENANT, [make(n, "word", version=version) for n, version in versions.items()], None, SPACE)
+    assert store.delete(TENANT, ChunkSelector(versions_below=3)) == 1
+    assert store.delete(TENANT, ChunkSelector(versions_below=3, with_added=True)) == 2
+    assert found(store, "word") == {2, 3, 4}
+    assert [chunk.version for chunk in store.get(TENANT, [f"{2:016x}", f"{3:016x}"])] == [-3, -4]
+
+
 @pytest.mark.parametrize("call", ["delete", "count"])
 def test_a_selector_without_a_condition_is_refused(store, call):
     with pytest.raises(InvalidArgument):

@@ -250,7 +250,7 @@ def test_a_first_run_waits_for_the_drop_of_a_reset_that_was_not_done(session: Se
     document_id = make_document(session, make_dataset(session))
     session.write_now(state_service.add_counts, document_id, 1, 10)
     session.write_now(document_service.reset, document_id, {"chunk_method": "qa"})
-    assert session.write_now(task_service.start, [document_id]) == [Drop(document_id, 1)]
+    assert session.write_now(task_service.start, [document_id]) == [Drop(document_id, 2)]
 
 
 def test_a_drop_that_nobody_did_is_a_workers_until_it_is_done_and_then_the_run_begins(session: Session, running: tuple[str, str]) -> None:
@@ -290,6 +290,16 @@ def test_a_slow_drop_does_not_disturb_a_later_start(session: Session, running: t
     assert claim(session).version == 3
 
 
+def test_the_slow_drop_of_a_stop_does_not_end_that_of_a_later_start(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    slow = session.write_now(task_service.stop, [document_id])
+    later = session.write_now(task_service.start, [document_id])
+    session.write_now(task_service.dropped, slow)
+    assert session.write_now(lease_service.claim, "w", LEASE) is None
+    session.write_now(task_service.dropped, later)
+    assert (claim(session).kind, document(session, document_id).version) == ("parse", later[0].version)
+
+
 def test_a_run_that_begins_anew_still_waits_for_the_drop(session: Session, running: tuple[str, str]) -> None:
     _, document_id = running
     slow = session.write_now(task_service.start, [document_id])
@@ -310,7 +320,7 @@ def test_a_stopped_document_gives_no_task_and_is_not_released(session: Session, 
 
 def test_stopping_a_claimed_run_leaves_a_sweep_of_its_version_for_after_its_lease(session: Session, running: tuple[str, str]) -> None:
     _, document_id = running
-    for version in (1, 2):
+    for version in (1, 3):
         claimed = claim(session)
         stop(session, document_id)
         (row,) = session.read_now(lambda: list(Task.select()))
@@ -319,10 +329,53 @@ def test_stopping_a_claimed_run_leaves_a_sweep_of_its_version_for_after_its_leas
         start(session, document_id)
     expire(session)
     kinds = {task.kind: task for task in (claim(session), claim(session))}
-    assert (kinds["sweep"].version, kinds["parse"].version) == (2, 3)
+    assert (kinds["sweep"].version, kinds["parse"].version) == (3, 5)
     assert session.write_now(lease_service.fail, kinds["sweep"], "w", "the store is down", retry=False)  # never given up
     assert session.write_now(lease_service.finish, kinds["parse"], "w", chunk_count=1, token_count=1, message="Task done")
     assert [row.kind for row in session.read_now(lambda: list(Task.select()))] == ["sweep"]
+
+
+@pytest.mark.parametrize("again", ["restarted", "started", "started, and being dropped"])
+def test_a_run_that_was_begun_anew_is_swept_after_its_lease_also_if_it_is_stopped_at_once(
+    session: Session, running: tuple[str, str], again: str
+) -> None:
+    """Its worker may be killed before it learns that it has lost the task, and before it removes what it wrote."""
+    _, document_id = running
+    lost = claim(session)
+    if again == "restarted":
+        session.write_now(document_service.update, document_id, {"enabled": False}, restart=True)
+    elif again == "started":
+        start(session, document_id)
+    else:
+        session.write_now(task_service.start, [document_id])
+    (row,) = session.read_now(lambda: [row for row in Task.select() if row.kind == "sweep"])
+    stop(session, document_id)
+    assert session.read_now(lambda: [(row.id, row.version) for row in Task.select()]) == [(row.id, lost.version)]
+    assert row.due_at > now_ms() + LEASE * 1000
+
+
+def test_a_second_sweep_waits_for_the_worker_of_the_first(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    claim(session)
+    start(session, document_id)
+    (first,) = session.read_now(lambda: [row.due_at for row in Task.select() if row.kind == "sweep"])
+    second = claim(session)
+    session.write_now(lease_service.give_back, second, "w")  # its lease ends before that of the first
+    stop(session, document_id)
+    (row,) = session.read_now(lambda: list(Task.select()))
+    assert (row.kind, row.version, row.due_at) == ("sweep", second.version, first)
+
+
+def test_deleting_a_document_purges_after_its_workers_lease_though_an_earlier_run_is_yet_to_be_swept(
+    session: Session, running: tuple[str, str]
+) -> None:
+    dataset, document_id = running
+    session.write_now(lease_service.give_back, claim(session), "w")
+    start(session, document_id)
+    claim(session)
+    session.write_now(document_service.delete, TENANT, dataset, None)
+    (row,) = session.read_now(lambda: list(Task.select()))
+    assert row.due_at > now_ms() + LEASE * 1000
 
 
 def test_deleting_a_stopped_document_purges_after_the_stopped_workers_lease(session: Session, running: tuple[str, str]) -> None:
