@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from api.parts import Parts
+from api.renames import rename
 from api.token_counters import token_counter
 from db.services import document_service, state_service, task_service
 from db.services.document_service import DocumentRecord
@@ -148,19 +149,10 @@ async def follow(parts: Parts, after: DocumentRecord, *, named: bool, switched: 
     A name or a switch that was sent is followed also where the document had it before: an earlier call may have broken off in between.
     """
     if named:
-        await _rename(parts, after)
+        await rename(parts.session, parts.store, parts.lanes.write, after.id)
     if switched:
         await parts.session.write(_switch, parts.store, after)
         await parts.lanes.write.run(parts.store.flush, after.tenant_id)
-
-
-async def _rename(parts: Parts, document: DocumentRecord) -> None:
-    """Write the document's name, as it is at the time, into all its chunks; their vectors stay."""
-    write, more = parts.lanes.write, True
-    while more:  # rows may have moved between the pages, or been changed by others
-        now = await parts.session.read(document_service.get, document.tenant_id, document.id)
-        more = now is not None and await write.run(_rename_once, parts.store, now)
-    await write.run(parts.store.flush, document.tenant_id)
 
 
 # ------------------------------------------------------------------------------------ inside a transaction of the database
@@ -238,19 +230,6 @@ def _edited(chunk: Chunk, changes: Mapping[str, Any], tokenizer_path: Path) -> t
         return after, 0
     count = token_counter(tokenizer_path).count
     return after, count(after.content) - count(chunk.content)
-
-
-def _rename_once(store: ChunkStore, document: DocumentRecord) -> bool:
-    """Go through the document's chunks once; whether any had another name."""
-    more, offset, total = False, 0, 1
-    while offset < total:
-        total, chunks = store.list(document.tenant_id, document.id, offset=offset, limit=CHUNKS_AT_ONCE)
-        before = [chunk for chunk in chunks if chunk.document_name != document.name]
-        if before:
-            after = [_with_terms(replace(chunk, document_name=document.name)) for chunk in before]
-            store.replace(document.tenant_id, before, after, None, "", wait=False)
-        more, offset = more or bool(before), offset + CHUNKS_AT_ONCE
-    return more
 
 
 def _with_terms(chunk: Chunk) -> Chunk:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from api.renames import rename
 from db.services import dataset_service, document_service, lease_service, state_service
 from db.services.document_service import DocumentRecord
 from db.session import Session
@@ -64,6 +65,10 @@ class DatabaseRecords:
     async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
         """As `rag.ports.IngestRecords.fail`."""
         return await self._session.write(_ended, task, lease_service.fail, worker, message, retry=retry)
+
+    async def rename(self, task: IngestTask) -> None:
+        """As `rag.ports.IngestRecords.rename`."""
+        await rename(self._session, self._store, self._store_lane, task.document_id)
 
     async def give_back(self, task: IngestTask, worker: str) -> bool:
         """As `rag.ports.IngestRecords.give_back`."""

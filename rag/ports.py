@@ -224,7 +224,7 @@ class Board(Protocol):
 
 
 class IngestRecords(Protocol):
-    """Where the ingestion worker finds its tasks and writes what became of them. All calls are one transaction each."""
+    """Where the ingestion worker finds its tasks and writes what became of them. All calls but `rename` are one transaction each."""
 
     async def claim(self, worker: str, lease_seconds: float, busy_tenants: Collection[str] = ()) -> IngestTask | None:
         """Lease the next task that is due (queued, or leased by a worker that stopped renewing); None if there is none.
@@ -243,6 +243,9 @@ class IngestRecords(Protocol):
 
     async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
         """Mark the task failed with a message for people; with `retry` it is queued again until its attempts are used up."""
+
+    async def rename(self, task: IngestTask) -> None:
+        """Write the document's name, whatever it is in the end, into its chunks. May be broken off and done again."""
 
     async def give_back(self, task: IngestTask, worker: str) -> bool:
         """End the lease without a result, as a worker does that must stop; the task is due at once. False as for `renew`."""

@@ -245,12 +245,13 @@ class IngestTask:
 
     A sweep removes what a parse run left behind that was taken from its worker: parsed chunks of `version` and those below. A drop
     removes what a document had before it was started again, or stopped: chunks of versions below `version`, and those added by hand.
+    A rename brings the chunks' document name in line with the document's.
 
     `available` false means that the document is switched off: its chunks are to be stored so.
     """
 
     id: str
-    kind: Literal["parse", "purge", "sweep", "drop"]
+    kind: Literal["parse", "purge", "sweep", "drop", "rename"]
     tenant_id: str
     dataset_id: str
     document_id: str

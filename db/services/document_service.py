@@ -132,6 +132,12 @@ def hold(tenant_id: str, document_id: str) -> DocumentRecord | None:
     return None if row is None or row.tenant_id != tenant_id else freeze(DocumentRecord, row)
 
 
+def to_rename(document_id: str) -> tuple[DocumentRecord | None, str]:
+    """The document, and the task to write its name into its chunks; None if it is gone, "" if there is no task."""
+    row = Document.get_or_none(Document.id == document_id)
+    return None if row is None else freeze(DocumentRecord, row), task_service.rename_of(document_id)
+
+
 def get_many(dataset_id: str, document_ids: Sequence[str]) -> dict[str, DocumentRecord]:
     """Those of the documents that the dataset has, by id."""
     rows = Document.select().where(Document.dataset_id == dataset_id, among(Document.id, document_ids))
@@ -189,7 +195,8 @@ def facets(dataset_id: str, query: DocumentQuery) -> Facets:
 def update(document_id: str, values: Mapping[str, Any], *, restart: bool = False) -> DocumentRecord | None:
     """The document with these columns changed, or None if it is gone. Raises `Conflict` for a taken name.
 
-    With `restart` a parse run under way begins anew, because it cannot take the change in.
+    With `restart` a parse run under way begins anew, because it cannot take the change in. A new name leaves a task to write it into
+    the chunks, which the caller does (`api.renames`).
     """
     if restart:
         state_service.hold(document_id)
@@ -204,6 +211,8 @@ def update(document_id: str, values: Mapping[str, Any], *, restart: bool = False
     row = Document.get_or_none(Document.id == document_id)
     if row is not None and "meta_fields" in values:
         metadata_rows.put([(row.id, row.dataset_id, row.meta_fields)])
+    if row is not None and "name" in values:
+        task_service.put_rename(row)
     if row is not None and restart and row.run == "RUNNING":
         task_service.restart(row)
         row = Document.get_by_id(document_id)

@@ -9,6 +9,7 @@ could itself.
 A drop task is what stands between a document's old chunks and its new ones. Starting again, stopping and resetting write it in
 the place of the parse task; it ends, and becomes the parse task of a run that waits, only when the old chunks are gone. The
 server that wrote it comes first, and if that fails or dies, a worker does it, again and again until it is done.
+A rename task is to write a document's new name into its chunks; it, too, is a worker's only if the server that renamed it breaks off.
 
 Workers find their side of it in lease_service.py. Times are those of the database's clock.
 """
@@ -25,7 +26,7 @@ from db.services.state_service import batches, held, set_counts, tell
 
 PURGE_DELAY_MS = 5_000  # the server that deletes comes first
 LATE_WRITES_MS = 15_000  # how long after its lease a worker may still write
-HOLD_MS = 20_000  # for the server that drops old chunks
+HOLD_MS = 20_000  # for the server that drops old chunks, or renames them
 PLEDGE_MS = 60_000
 INSERT_ROWS = 500
 RUN = "drop", "parse"  # kinds of which a document has one, whichever its run has come to
@@ -122,6 +123,22 @@ def stop(document_ids: Sequence[str]) -> list[Drop]:
         set_counts(document, 0, 0)
         tell(document, STOPPED, progress=0.0, run="CANCEL", version=version)
     return drops
+
+
+def put_rename(document: Document) -> None:
+    """Leave word that a held document's chunks must get its name, in the place of what an earlier rename left."""
+    _take_back(document, "rename")
+    _put("rename", document, shared_now_ms() + HOLD_MS, document.version)
+
+
+def rename_of(document_id: str) -> str:
+    """The id of the document's rename task, "" without one."""
+    return Task.select(Task.id).where(Task.kind == "rename", Task.document_id == document_id).scalar() or ""
+
+
+def renamed(task_id: str) -> None:
+    """The chunks have the name: end the task, unless a worker has it by now."""
+    Task.delete().where(Task.id == task_id, Task.owner.is_null()).execute()
 
 
 def remove_documents(tenant_id: str, which: Expression) -> list[Purge]:

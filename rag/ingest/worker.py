@@ -153,7 +153,10 @@ class Worker:
     async def _do(self, task: IngestTask, lease: Lease) -> Outcome:
         if task.kind == "parse":
             return await self._pipeline.ingest(task, self._embedder_of(task.embedding_model), lease.tell)
-        await {"purge": self._pipeline.purge, "sweep": self._pipeline.discard, "drop": self._pipeline.drop}[task.kind](task)
+        work = {
+            "purge": self._pipeline.purge, "sweep": self._pipeline.discard, "drop": self._pipeline.drop, "rename": self._records.rename,
+        }  # fmt: skip
+        await work[task.kind](task)
         return Outcome(0, 0, 0.0)
 
     async def _finish(self, task: IngestTask, outcome: Outcome) -> None:

@@ -165,6 +165,10 @@ class Server:
                 self.parts.blobs.delete(task.blob_key)
                 await self.records.finish(task, WORKER, chunk_count=0, token_count=0, message="")
                 continue
+            if task.kind == "rename":
+                await self.records.rename(task)
+                await self.records.finish(task, WORKER, chunk_count=0, token_count=0, message="")
+                continue
             if task.kind in ("sweep", "drop"):
                 dropped = task.kind == "drop"
                 below = task.version + (not dropped)

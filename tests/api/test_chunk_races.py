@@ -156,6 +156,52 @@ async def test_the_later_of_two_changes_of_a_document_wins_though_followed_first
     assert {(chunk.document_name, chunk.available) for chunk in chunks} == {("2.txt", True)}
 
 
+async def test_an_older_name_is_not_written_after_a_newer_one(api: Server, place: Place) -> None:
+    """A rename reads its name, another one happens, and then the first breaks off after it went on once."""
+    path, store, loop = f"{place.documents}/{place.document}", api.parts.store, asyncio.get_running_loop()
+    listed: Any = store.list
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise Unavailable("the chunk store does not answer")
+
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        store.list = listed
+        assert asyncio.run_coroutine_threadsafe(api.call("PATCH", path, {"name": "second.txt"}), loop).result(30).status == 200
+        store.list = fails
+        return listed(*arguments, **named)
+
+    store.list = overtaken  # type: ignore[method-assign]
+    assert (await api.call("PATCH", path, {"name": "first.txt"})).status == 503
+    store.list = listed  # type: ignore[method-assign]
+    assert (await api.listed(place.dataset, place.document))["name"] == "second.txt"
+    assert {chunk.document_name for chunk in store.list(api.tenant, place.document)[1]} == {"second.txt"}
+
+
+async def test_a_rename_that_broke_off_is_made_whole_by_a_worker(api: Server, place: Place) -> None:
+    store: Any = api.parts.store
+
+    def fails(*_: Any, **__: Any) -> list[bool]:
+        raise Unavailable("the chunk store does not answer")
+
+    works, store.replace = store.replace, fails
+    assert (await api.call("PATCH", f"{place.documents}/{place.document}", {"name": "iron.txt"})).status == 503
+    store.replace = works
+    assert await api.work() == 0  # the server comes first
+    await due(api)
+    assert await api.work() == 1
+    assert {chunk.document_name for chunk in store.list(api.tenant, place.document)[1]} == {"iron.txt"}
+    question = {"dataset_ids": [place.dataset], "question": "iron", "vector_similarity_weight": 0, "similarity_threshold": 0}
+    assert len((await api.call("POST", "/retrieval", question)).data["chunks"]) == 2
+
+
+async def test_a_rename_that_went_well_leaves_no_task(api: Server, place: Place) -> None:
+    rename = f"{place.documents}/{place.document}"
+    await asyncio.gather(*(api.call("PATCH", rename, {"name": f"{number}.txt"}) for number in range(4)))
+    assert await api.parts.session.read(lambda: Task.select().count()) == 0
+    now = (await api.listed(place.dataset, place.document))["name"]
+    assert {chunk.document_name for chunk in api.parts.store.list(api.tenant, place.document)[1]} == {now}
+
+
 async def test_only_changes_of_the_text_embed_again(api: Server, place: Place) -> None:
     chunk = (await place.chunks())[0]["id"]
     embedded = []

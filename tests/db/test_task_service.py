@@ -416,6 +416,33 @@ def test_counters_never_fall_below_zero(session: Session) -> None:
     assert (document(session, document_id).chunk_count, document(session, document_id).token_count) == (0, 0)
 
 
+# ---------------------------------------------------------------------------------------------------- renames
+def test_a_rename_leaves_a_task_until_the_last_one_is_done(session: Session) -> None:
+    dataset = make_dataset(session)
+    document_id = make_document(session, dataset)
+
+    def rename(name: str) -> str:
+        session.write_now(document_service.update, document_id, {"name": name}, restart=True)
+        record, task = session.read_now(document_service.to_rename, document_id)
+        assert record is not None
+        assert record.name == name
+        return task
+
+    first, second = rename("b.txt"), rename("c.txt")
+    session.write_now(task_service.renamed, first)
+    assert session.read_now(document_service.to_rename, document_id)[1] == second
+    assert session.write_now(lease_service.claim, "w", LEASE) is None  # the server that renamed it comes first
+    expire(session)
+    task = claim(session)
+    assert (task.kind, task.id, task.document_id) == ("rename", second, document_id)
+    session.write_now(task_service.renamed, second)
+    assert session.write_now(lease_service.finish, task, "w", chunk_count=0, token_count=0, message="")
+    session.write_now(task_service.renamed, rename("d.txt"))
+    rename("e.txt")
+    session.write_now(document_service.delete, TENANT, dataset, None)
+    assert session.read_now(document_service.to_rename, document_id) == (None, "")
+
+
 # ---------------------------------------------------------------------------------------------------- purges
 def test_deleting_leaves_a_purge_that_is_done_by_a_worker_unless_taken_back(session: Session, running: tuple[str, str]) -> None:
     dataset, document_id = running

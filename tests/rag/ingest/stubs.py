@@ -18,6 +18,7 @@ class Records:
         self.held = {}
         self.events = []
         self.lines = []
+        self.renamed = []
         self.changed = asyncio.Condition()
         self.claim_errors = []
 
@@ -45,6 +46,9 @@ class Records:
 
     async def fail(self, task, worker, message, *, retry):
         return await self._end(task, worker, ("retry" if retry else "failed", task.document_id, 0, message))
+
+    async def rename(self, task):
+        self.renamed.append(task.document_id)
 
     async def give_back(self, task, worker):
         return await self._end(task, worker, ("given back", task.document_id, 0, ""))

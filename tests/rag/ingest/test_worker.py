@@ -340,6 +340,11 @@ async def test_a_drop_removes_what_there_was_before_its_version_and_keeps_the_fi
     parts.blobs.open("blobs/a").close()
 
 
+async def test_a_rename_is_done_where_the_name_is_kept_and_ends_its_task(parts):
+    assert await run(parts, [replace(parts.task("a", None), kind="rename")]) == [("done", "a", 0, "Task done (0.0 s)")]
+    assert parts.records.renamed == ["a"]
+
+
 async def test_a_database_that_is_away_is_asked_again(parts):
     parts.records.claim_errors = [Unavailable("the database is away"), RuntimeError("odd")][:1]
     assert (await run(parts, [parts.task("a")]))[0][0] == "done"
