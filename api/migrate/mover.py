@@ -26,6 +26,7 @@ from api.migrate.checks import check_empty, check_models, wipe
 from api.migrate.progress import Progress
 from api.migrate.side import Side
 from db import transfer
+from db.migrate import STEPS
 from db.models import new_id
 from db.services import move_service
 from db.services.task_service import LATE_WRITES_MS
@@ -108,6 +109,11 @@ class Mover:
                 raise Conflict("the target's database is not the one that was being filled: millrace migrate --cancel, then begin anew")
         self.holding = True
         self._progress.say("a move that was broken off goes on")
+        if "database" in self._parts and self._detail.get("schema") != len(STEPS):
+            self._progress.say("it began under another schema: the tables are copied anew")  # each side has come to this one by itself
+            self._target.tables.clear()
+            self._detail["schema"] = len(STEPS)
+            self._save("held")
 
     def _begin(self, state: move_service.MoveState) -> None:
         if {self._source.places.chunks, self._source.places.files}.intersection(state.retired):
@@ -137,7 +143,7 @@ class Mover:
         kinds = [self._target.kinds[name] for name in self._parts]
         self._detail = {
             "to": self._to, "from": self._from, "parts": list(self._parts), "kinds": kinds,
-            "stage": STAGES[0], "tenant": "", "after": "",
+            "schema": len(STEPS), "stage": STAGES[0], "tenant": "", "after": "",
         }  # fmt: skip
         if "database" in self._parts:
             self._target.write(move_service.put, "filling", self._move_id, {"from": self._from})

@@ -20,7 +20,8 @@ from api.migrate.mover import Mover
 from api.migrate.progress import Progress
 from api.migrate.side import Side
 from api.places import places_of
-from db.models import Conversation, Dataset, Dialog, Document, Message, Task, Tenant
+from db.migrate import STEPS
+from db.models import Conversation, Dataset, Dialog, Document, DocumentMetadata, Message, Move, SchemaVersion, Task, Tenant
 from db.services import conversation_service, metadata_rows, move_service, tenant_service
 from db.transfer import TABLES, Tables
 from rag.errors import Conflict, MillraceError, SettingsError, Unavailable, WritesHeld
@@ -286,6 +287,33 @@ def test_a_move_that_dies_anywhere_goes_on_and_doubles_nothing(small: Settings, 
         run(source, target)
         assert seen(target) == before
         assert (state_of(source).state, state_of(target).state) == ("moved", "open")
+
+
+def test_a_move_that_broke_off_before_an_upgrade_goes_on_after_it(small: Settings, other: Settings) -> None:
+    """The schema's step fills a table of both databases, each by itself, and the target's has not all documents yet."""
+    before = seen(small)
+    with pytest.raises(Killed):
+        run(small, other, dies_after=24)
+
+    def as_it_was() -> None:
+        detail = {name: value for name, value in move_service.state().detail.items() if name != "schema"}
+        Move.update(detail=detail).execute()
+        SchemaVersion.delete().where(SchemaVersion.version == len(STEPS)).execute()
+        DocumentMetadata.drop_table()
+
+    with ExitStack() as stack:
+        for settings in (small, other):
+            Side(settings, "test", stack).write(as_it_was)
+        last = max(row[0] for row in before.rows["Document"])
+        Side(other, "test", stack).write(lambda: Document.delete().where(Document.id == last).execute())
+    run(small, other)
+    assert (state_of(small).state, state_of(other).state) == ("moved", "open")
+    after = seen(other)
+    assert after == seen(small)
+    assert (after.chunks, after.files) == (before.chunks, before.files)
+    rows = [{name: count for name, count in held.rows.items() if name != "DocumentMetadata"} for held in (before, after)]
+    assert rows[0] == rows[1]
+    assert len(after.rows["DocumentMetadata"]) == len(before.rows["DocumentMetadata"]) == 12
 
 
 def test_a_switch_that_dies_between_its_two_marks_is_finished(small: Settings, other: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
