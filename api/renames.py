@@ -13,7 +13,7 @@ from rag.ports import ChunkStore
 from rag.threads import Lane
 from rag.types import Chunk
 
-CHUNKS_AT_ONCE = 200
+CHUNKS_AT_ONCE = 500
 
 
 async def rename(session: Session, store: ChunkStore, lane: Lane, document_id: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from api import chunk_edits
 from api.ingest_records import COUNTS
+from api.renames import CHUNKS_AT_ONCE
 from db.models import Task
 from db.services import document_service
 from rag.errors import Unavailable, WritesHeld
@@ -192,6 +193,14 @@ async def test_a_rename_that_broke_off_is_made_whole_by_a_worker(api: Server, pl
     assert {chunk.document_name for chunk in store.list(api.tenant, place.document)[1]} == {"iron.txt"}
     question = {"dataset_ids": [place.dataset], "question": "iron", "vector_similarity_weight": 0, "similarity_threshold": 0}
     assert len((await api.call("POST", "/retrieval", question)).data["chunks"]) == 2
+
+
+async def test_a_rename_reaches_the_chunks_of_all_pages(api: Server, place: Place) -> None:
+    store, (chunk, _) = api.parts.store, api.parts.store.list(api.tenant, place.document)[1]
+    store.put(api.tenant, [replace(chunk, id=f"{n:016x}", position=n) for n in range(2 * CHUNKS_AT_ONCE)], None, "")
+    assert (await api.call("PATCH", f"{place.documents}/{place.document}", {"name": "iron.txt"})).status == 200
+    total, chunks = store.list(api.tenant, place.document, limit=3 * CHUNKS_AT_ONCE)
+    assert (total, {chunk.document_name for chunk in chunks}) == (2 * CHUNKS_AT_ONCE + 2, {"iron.txt"})
 
 
 async def test_a_rename_that_went_well_leaves_no_task(api: Server, place: Place) -> None:
