@@ -21,6 +21,7 @@ from api.metrics import Metrics
 from api.places import places_of
 from api.search_process import SearchProcess, arguments
 from api.shared_pressure import share_pressure
+from api.spacing import Spacing
 from api.warmup import Warmup
 from db.services import move_service
 from db.session import Session
@@ -89,6 +90,7 @@ class Parts:
     memory: Memory | None = None
     admission: Admission | None = None
     searcher: SearchProcess | None = None
+    spacing: Spacing = field(default_factory=Spacing)
 
     @property
     def finder(self) -> Finder:

@@ -107,6 +107,8 @@ async def _retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
             return {}
         return await parts.session.read(document_service.names, request.tenant_id, ids)
 
+    with stages.stage("turn"):
+        await parts.spacing.turn()
     found = await async_retrieval(
         request,
         finder=parts.finder,

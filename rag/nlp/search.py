@@ -119,10 +119,16 @@ async def async_retrieval(
     degraded.extend(found.degraded)
     total, counts, entries, start = found.total, found.counts, found.page, 0
     rerank_scores: Sequence[float] = ()
+    names: Mapping[str, str] | None = None
+
+    async def names_of(document_ids: Sequence[str]) -> Mapping[str, str]:
+        return found.names if document_names is None else await document_names(document_ids)
+
     if reranks and found.best is not None and found.candidates:
-        with watch.stage("rerank"):
+        async with beside(names_of(found.best.candidates.documents)) as naming:  # while the reranker reads
             try:
-                reranked, scores = await _rerank(request, found.best, reranker, rerank_lane or lane)
+                with watch.stage("rerank"):
+                    reranked, scores = await _rerank(request, found.best, reranker, rerank_lane or lane)
             except _MODEL_FAILURES as exc:
                 degraded.append("rerank")
                 reasons["rerank"] = why_failed(exc)
@@ -131,11 +137,14 @@ async def async_retrieval(
                 entries, rerank_scores = replace(found.best, ranking=reranked), scores.tolist()
                 total, counts = len(reranked), counted(entries.candidates, reranked)
                 start = (request.page - 1) * request.page_size
+                names = await naming
     elif refusal is not None and found.candidates:
         degraded.append("rerank")
         reasons["rerank"] = str(refusal)
 
-    documents = await _documents(counts, found.names, document_names)
+    if names is None:
+        names = await names_of(list(counts))
+    documents = tuple([DocumentCount(document, names.get(document, ""), count) for document, count in counts.items()])
     with watch.stage("build"):
         part, ranking = slice(start, start + request.page_size), entries.ranking
         values = (ranking.rows, ranking.similarity, ranking.vector, ranking.term)
@@ -246,15 +255,6 @@ async def _rerank(request: RetrievalRequest, best: Entries, reranker: Reranker, 
         vector_weight=request.vector_similarity_weight, threshold=request.similarity_threshold,
     )  # fmt: skip
     return reranked, scores
-
-
-async def _documents(
-    counts: Mapping[str, int], names: Mapping[str, str], document_names: DocumentNames | None
-) -> tuple[DocumentCount, ...]:  # fmt: skip
-    """The whole list's documents with their names."""
-    if document_names is not None:
-        names = await document_names(list(counts))
-    return tuple([DocumentCount(document, names.get(document, ""), count) for document, count in counts.items()])
 
 
 def _explain(candidates: Candidates, row: int, trust: float, rerank_scores: Sequence[float]) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """A retrieval with rerankers behind it: the vendor's order, the stand-in's, and the fused one when nobody answers in time."""
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from load.rerank_simulator import Entries, RerankVendors
 from load.vendor_simulator import Behaviour, Request, VendorSimulator
 from rag.deadline import seconds_left, within
+from rag.errors import ProviderUnreachable
 from rag.llm.registry import ModelSpec, Registry
 from rag.llm.transport import Transport
 from rag.nlp.find import LaneFinder
@@ -146,3 +149,36 @@ async def test_vendors_that_hang_leave_the_answer_in_time(ask: Ask, vendor: Vend
     assert found.degraded == ("rerank",)
     assert "m@Jina did not answer within" in found.reasons["rerank"]
     assert "m@LocalAI did not answer within" in found.reasons["rerank"]
+
+
+class Waiting:
+    """A reranker that answers once the documents' names have been asked for, or fails then."""
+
+    excuse = ""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.named = asyncio.Event()
+        self._failure = failure
+
+    async def async_similarity(self, query: str, texts: Sequence[str]) -> tuple[np.ndarray, int]:
+        await self.named.wait()
+        if self._failure is not None:
+            raise self._failure
+        return np.linspace(0.1, 0.9, len(texts)), 1
+
+
+@pytest.mark.parametrize("failure", [None, ProviderUnreachable("away")])
+async def test_names_are_read_while_the_reranker_reads(store: MemoryStore, search_lane: Lane, failure: Exception | None) -> None:
+    reranker = Waiting(failure)
+
+    async def names(document_ids: Sequence[str]) -> dict[str, str]:
+        reranker.named.set()
+        return dict.fromkeys(document_ids, "renamed.txt")
+
+    request = RetrievalRequest(QUESTION, TENANT, (DATASET,), similarity_threshold=0.0, vector_similarity_weight=1.0)
+    async with asyncio.timeout(5):
+        found = await async_retrieval(
+            request, finder=LaneFinder(store, search_lane), lane=search_lane, embedder=None, reranker=reranker, document_names=names
+        )
+    assert found.degraded == (("rerank",) if failure else ())
+    assert [entry.document_name for entry in found.documents] == ["renamed.txt"]

@@ -1,0 +1,67 @@
+"""Searches that come together begin one after the other."""
+
+import asyncio
+
+import pytest
+
+from api.spacing import FIRST_SECONDS, LANE, MOST_SECONDS, SHARE, Spacing
+from rag.threads import Load, current_load
+
+SEARCH_SECONDS = 0.001
+
+
+class Worked:
+    """A CPU clock: every look at it is a search later."""
+
+    def __init__(self, seconds: float) -> None:
+        self.each, self.now = seconds, 0.0
+
+    def __call__(self) -> float:
+        self.now += self.each
+        return self.now
+
+
+async def begun(spacing: Spacing, name: str, order: list[str]) -> float:
+    await spacing.turn()
+    order.append(name)
+    return asyncio.get_running_loop().time()
+
+
+async def test_one_that_comes_alone_begins_at_once() -> None:
+    spacing = Spacing()
+    async with asyncio.timeout(0):
+        await spacing.turn()
+
+
+async def test_those_that_come_together_begin_apart_in_the_order_they_came() -> None:
+    spacing, order = Spacing(Worked(FIRST_SECONDS)), []
+    times = await asyncio.gather(*(begun(spacing, name, order) for name in "abcde"))
+    assert order == list("abcde")
+    assert times[-1] - times[0] >= 4 * FIRST_SECONDS / SHARE - 0.004  # a timer's millisecond for each
+
+
+async def test_one_that_is_given_up_while_it_waits_takes_no_turn() -> None:
+    spacing, order = Spacing(), []
+    tasks = [asyncio.create_task(begun(spacing, name, order)) for name in "abc"]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order == ["a", "c"]
+
+
+@pytest.mark.parametrize(("costs", "expected"), [(SEARCH_SECONDS, SEARCH_SECONDS), (1.0, MOST_SECONDS)])
+async def test_the_distance_follows_what_a_search_costs_within_bounds(costs: float, expected: float) -> None:
+    spacing = Spacing(Worked(costs))
+    for _ in range(300):
+        await spacing.turn()
+    assert spacing.seconds == pytest.approx(expected / SHARE, rel=0.02)
+
+
+async def test_admission_hears_what_a_search_takes_of_the_process() -> None:
+    load = Load()
+    token = current_load.set(load)
+    try:
+        await Spacing(Worked(FIRST_SECONDS)).turn()
+    finally:
+        current_load.reset(token)
+    assert load.lane_seconds == {LANE: pytest.approx(FIRST_SECONDS / SHARE)}
