@@ -70,13 +70,22 @@ class Wire:
         return self.answer(spoil(self.entries(body)), len(self.texts(body)) * 10)
 
 
-# load runs send the same chunks again and again, and a slow vendor would be measured instead of the server
-@lru_cache(maxsize=1 << 16)
 def relevance(query: str, text: str) -> float:
     """The share of the query's words that the text has, a little less or more for each text, strictly between 0 and 1."""
-    words = set(query.lower().split())
-    share = len(words & set(text.lower().split())) / max(1, len(words))
-    return 0.1 + 0.7 * share + 0.1 * (zlib.crc32(text.encode()) / 2**32)
+    words, own = _words(query), _words(text)
+    share = len(words & own) / max(1, len(words))
+    return 0.1 + 0.7 * share + _little(text)
+
+
+# load runs send the same chunks again and again, and a slow vendor would be measured instead of the server
+@lru_cache(maxsize=1 << 12)
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.lower().split())
+
+
+@lru_cache(maxsize=1 << 12)
+def _little(text: str) -> float:
+    return 0.1 * (zlib.crc32(text.encode()) / 2**32)
 
 
 def logit(probability: float) -> float:

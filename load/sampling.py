@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from load.processes import cpu_seconds, memory_of
 from rag.threads import Lane
 
-SAMPLE_SECONDS = 0.005
-BEAT_SECONDS = 0.01
+SAMPLE_SECONDS = 0.02
+BEAT_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
