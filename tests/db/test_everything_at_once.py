@@ -24,7 +24,7 @@ class Everybody:
     def run(self) -> None:
         steps: list[Callable[[], object]] = [
             self.upload, self.upload, self.upload, self.start, self.start, self.work, self.work, self.work, self.edit, self.edit, self.stop,
-            self.delete, self.recount, self.switch, self.make_dataset, self.drop_dataset,
+            self.delete, self.recount, self.switch, self.rename, self.make_dataset, self.drop_dataset,
         ]  # fmt: skip
         for _ in range(STEPS):
             self.random.choice(steps)()
@@ -79,6 +79,12 @@ class Everybody:
             values = {"enabled": False, "parser_config": {"chunk_token_num": 9}}
             self.session.write_now(document_service.update, document, values, restart=True)
 
+    def rename(self) -> None:
+        for document in self.some(Document):
+            self.session.write_now(document_service.update, document, {"name": f"{new_id()}.txt"}, restart=True)
+            _, task = self.session.read_now(document_service.to_rename, document)
+            self.session.write_now(task_service.renamed, task)
+
     def delete(self) -> None:
         for dataset in self.some(Dataset):
             documents = self.session.read_now(document_service.search, dataset, document_service.DocumentQuery(page_size=3))[1]
@@ -108,5 +114,6 @@ def test_counters_and_tasks_stay_right(session: Session) -> None:
         assert set(parsing) == {document.id for document in documents.values() if document.run == "RUNNING"}
         assert all(task.version == documents[document].version for document, task in parsing.items())
         assert not any(task.document_id in documents for task in Task.select().where(Task.kind == "purge"))
+        assert all(task.document_id in documents for task in Task.select().where(Task.kind != "purge"))
 
     session.read_now(look)
