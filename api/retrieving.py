@@ -109,15 +109,18 @@ async def _retrieve(parts: Parts, search: Search, question: str) -> Retrieval:
 
     with stages.stage("turn"):
         await parts.spacing.turn()
-    found = await async_retrieval(
-        request,
-        finder=parts.finder,
-        lane=parts.lanes.search,
-        embedder=embedder,
-        reranker=reranker,
-        rerank_lane=parts.lanes.rerank,
-        document_names=names,
-    )
+    try:
+        found = await async_retrieval(
+            request,
+            finder=parts.finder,
+            lane=parts.lanes.search,
+            embedder=embedder,
+            reranker=reranker,
+            rerank_lane=parts.lanes.rerank,
+            document_names=names,
+        )
+    finally:
+        parts.spacing.ended()
     if reranker is not None and reranker.excuse and "rerank" not in found.degraded:
         missing["rerank"] = reranker.excuse
     return replace(found, degraded=(*found.degraded, *missing), reasons={**missing, **found.reasons}) if missing else found

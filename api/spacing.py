@@ -2,10 +2,11 @@
 
 Those that come together would otherwise stay together: a loop that works on thirty requests by turns ends the first when it ends the
 last, so that all of them ask the next service in the same moment, and come back in the same moment. Apart, each is worked on while the
-others wait for the store and their vendors.
+others wait for the store and their vendors. Only those that come together after a lull begin at once: they have nobody to stay apart from.
 """
 
 import asyncio
+import math
 import time
 
 from rag.ports import Clock
@@ -18,14 +19,18 @@ FIRST_SECONDS = 0.002
 # What a search costs is known by the CPU that was used since the last one, for whatever: far apart, that says little.
 MOST_SECONDS = 0.003
 NEW = 1 / 64
+# without the end of a search for so long, a server was idle
+LULL_SECONDS = 1.0
 
 
 class Spacing:
     """Who begins next, in the order they came. Used on the event loop only."""
 
-    def __init__(self, cpu_clock: Clock = time.process_time) -> None:
+    def __init__(self, cpu_clock: Clock = time.process_time, clock: Clock = time.monotonic) -> None:
         """`cpu_clock` tells the seconds of CPU that this process has used."""
         self._turn = asyncio.Semaphore(1)
+        self._clock = clock
+        self._ended_at = -math.inf
         self._cpu_clock = cpu_clock
         self._cpu_at = cpu_clock()
         self._each = FIRST_SECONDS
@@ -35,8 +40,14 @@ class Spacing:
         """From one beginning to the next."""
         return self._each / SHARE
 
+    def ended(self) -> None:
+        """A search that had its turn is over, however it went."""
+        self._ended_at = self._clock()
+
     async def turn(self) -> None:
         """Return when one more may begin: at once, unless another one just has."""
+        if self._clock() - self._ended_at > LULL_SECONDS:
+            return
         await self._turn.acquire()
         now = self._cpu_clock()
         self._each += (min(now - self._cpu_at, MOST_SECONDS) - self._each) * NEW

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from api.spacing import FIRST_SECONDS, LANE, MOST_SECONDS, SHARE, Spacing
+from api.spacing import FIRST_SECONDS, LANE, LULL_SECONDS, MOST_SECONDS, SHARE, Spacing
 from rag.threads import Load, current_load
 
 SEARCH_SECONDS = 0.001
@@ -21,6 +21,13 @@ class Worked:
         return self.now
 
 
+def busy(costs: float = FIRST_SECONDS) -> Spacing:
+    """One that has just seen a search end."""
+    spacing = Spacing(Worked(costs))
+    spacing.ended()
+    return spacing
+
+
 async def begun(spacing: Spacing, name: str, order: list[str]) -> float:
     await spacing.turn()
     order.append(name)
@@ -28,20 +35,29 @@ async def begun(spacing: Spacing, name: str, order: list[str]) -> float:
 
 
 async def test_one_that_comes_alone_begins_at_once() -> None:
-    spacing = Spacing()
     async with asyncio.timeout(0):
-        await spacing.turn()
+        await busy().turn()
+
+
+async def test_those_that_come_together_after_a_lull_begin_at_once() -> None:
+    now = 0.0
+    spacing = Spacing(Worked(FIRST_SECONDS), lambda: now)
+    spacing.ended()
+    now = LULL_SECONDS + 0.1
+    async with asyncio.timeout(0):
+        for _ in range(50):
+            await spacing.turn()
 
 
 async def test_those_that_come_together_begin_apart_in_the_order_they_came() -> None:
-    spacing, order = Spacing(Worked(FIRST_SECONDS)), []
+    spacing, order = busy(), []
     times = await asyncio.gather(*(begun(spacing, name, order) for name in "abcde"))
     assert order == list("abcde")
     assert times[-1] - times[0] >= 4 * FIRST_SECONDS / SHARE - 0.004  # a timer's millisecond for each
 
 
 async def test_one_that_is_given_up_while_it_waits_takes_no_turn() -> None:
-    spacing, order = Spacing(), []
+    spacing, order = busy(), []
     tasks = [asyncio.create_task(begun(spacing, name, order)) for name in "abc"]
     await asyncio.sleep(0)
     tasks[1].cancel()
@@ -51,7 +67,7 @@ async def test_one_that_is_given_up_while_it_waits_takes_no_turn() -> None:
 
 @pytest.mark.parametrize(("costs", "expected"), [(SEARCH_SECONDS, SEARCH_SECONDS), (1.0, MOST_SECONDS)])
 async def test_the_distance_follows_what_a_search_costs_within_bounds(costs: float, expected: float) -> None:
-    spacing = Spacing(Worked(costs))
+    spacing = busy(costs)
     for _ in range(300):
         await spacing.turn()
     assert spacing.seconds == pytest.approx(expected / SHARE, rel=0.02)
@@ -61,7 +77,7 @@ async def test_admission_hears_what_a_search_takes_of_the_process() -> None:
     load = Load()
     token = current_load.set(load)
     try:
-        await Spacing(Worked(FIRST_SECONDS)).turn()
+        await busy().turn()
     finally:
         current_load.reset(token)
     assert load.lane_seconds == {LANE: pytest.approx(FIRST_SECONDS / SHARE)}
