@@ -14,7 +14,7 @@ from rag.deadline import at_most
 from rag.errors import DeadlineExceeded, NotFound, Overloaded, ProviderError, Unavailable, why_failed
 from rag.flow import question as helpers
 from rag.flow.chat import QUESTION_SECONDS
-from rag.flow.metadata_filter import choose_conditions
+from rag.flow.metadata_filter import MAX_KEYS, MAX_VALUES, choose_conditions
 from rag.llm.rerank_chain import FailoverReranker
 from rag.nlp.search import RetrievalRequest, async_retrieval
 from rag.nlp.tokenize import ANALYSER_VERSION
@@ -202,13 +202,20 @@ def _manual(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {"logic": stored.get("logic", "and"), "conditions": conditions}
 
 
+def _keys_to_choose_from(stored: Mapping[str, Any]) -> list[str] | None:
+    """Those that a "semi_auto" filter names; None for all."""
+    named = stored.get("semi_auto") if stored.get("method") == "semi_auto" else None
+    if not isinstance(named, list):
+        return None
+    keys = [item.get("key") if isinstance(item, dict) else item for item in named]
+    return [key for key in keys if isinstance(key, str)]
+
+
 async def _chosen(parts: Parts, search: Search, model: ChatModel, question: str) -> dict[str, Any] | None:
     """The model's conditions; None where it has none or no document meets them."""
     searched = search.request.tenant_id, search.request.dataset_ids
-    summary = await parts.session.read(metadata_service.summary, *searched)
-    allowed = search.documents.stored.get("semi_auto") if search.documents.stored.get("method") == "semi_auto" else None
-    names = {item.get("key") if isinstance(item, dict) else item for item in allowed} if isinstance(allowed, list) else summary.keys()
-    values = {key: [value for value, _ in entry["values"]] for key, entry in summary.items() if key in names}
+    keys = _keys_to_choose_from(search.documents.stored)
+    values = await parts.session.read(metadata_service.examples, *searched, keys, MAX_KEYS, MAX_VALUES)
     chosen = await choose_conditions(model, question, values)
     if chosen and await parts.session.read(metadata_service.documents_matching, *searched, chosen):
         return chosen

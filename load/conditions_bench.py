@@ -1,4 +1,4 @@
-"""Conditions on metadata, its summary and its facets among 100,000 documents of ten keys: `python -m load.conditions_bench`.
+"""Conditions on metadata, its summary, examples and facets among 100,000 documents of ten keys: `python -m load.conditions_bench`.
 
 On each database that is installed, by the index of the metadata (`db.services.metadata_rows`) and by reading and judging the metadata
 of all documents, in turns; medians of the rounds, and their ratio. Three keys have 3, 36 and 2,000 values, one is different in each
@@ -19,6 +19,7 @@ from db.services.document_service import DocumentQuery
 from db.services.metadata_conditions import fulfils
 from db.session import Session
 from load.metadata_bench import DATABASES, session_of
+from rag.flow.metadata_filter import MAX_KEYS, MAX_VALUES
 from tests.db.many_rows import DATASET, TENANT, fill
 
 ROWS, ROUNDS = 100_000, 3
@@ -71,6 +72,10 @@ def _questions() -> dict[str, tuple[Ask, Ask]]:
             lambda session, condition=condition: [brief.id for brief in _all(session) if fulfils(brief.meta_fields, condition)],
         )
     questions["summary"] = lambda session: session.read_now(metadata_service.summary, TENANT, [DATASET]), _summary_of_all
+    questions["examples for a chat model"] = (
+        lambda session: session.read_now(metadata_service.examples, TENANT, [DATASET], None, MAX_KEYS, MAX_VALUES),
+        _summary_of_all,
+    )
     questions["facets"] = (
         lambda session: document_wire.facets(session.read_now(document_service.facets, DATASET, DocumentQuery())),
         _summary_of_all,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 from peewee import SQL, Expression, ModelSelect, fn
 
+from db.dialect import among
 from db.models import Document, DocumentMetadata, new_id, proxy
 from db.services.state_service import batches
 
@@ -80,6 +81,24 @@ def values(dataset_id: str, documents: ModelSelect | None = None) -> Iterator[Va
     return _values(which if documents is None else which & _row.document_id.in_(documents))
 
 
+def most_frequent(
+    dataset_ids: Sequence[str], keys: Sequence[str] | None, most_keys: int, most_values: int
+) -> Iterator[tuple[str, Any, int]]:  # fmt: skip
+    """Keys with the values that most of the datasets' documents have, and how many: of these keys, or of the first ones by JSON.
+
+    The database counts; however many keys and values there are, only so many leave it.
+    """
+    for key in _first_keys(dataset_ids, most_keys) if keys is None else [_text(key) for key in keys[:most_keys]]:
+        which = among(_row.dataset_id, dataset_ids) & (_row.key == key)
+        count = fn.COUNT(SQL("*"))
+        groups = _row.select(_row.value, count).where(which).group_by(_row.value).order_by(count.desc(), _row.value).limit(most_values)
+        found = list(proxy.execute(groups))
+        if DIGEST in (key[0], *(value[0] for value, _ in found)):
+            yield from (value[:3] for value in _values(which & _row.value.in_([value for value, _ in found])))
+        else:
+            yield from ((orjson.loads(key), orjson.loads(value), count) for value, count in found)
+
+
 def has_none() -> Expression:
     """Of a query for documents: whether one has no metadata."""
     return ~fn.EXISTS(_row.select(_row.id).where((_row.dataset_id == Document.dataset_id) & (_row.document_id == Document.id)))
@@ -105,6 +124,19 @@ def _insert(rows: Sequence[tuple[str, ...]]) -> None:
     one = f"({', '.join([database.param] * len(_COLUMNS))})"
     statement = f"INSERT INTO {_row._meta.table_name} ({names}) VALUES {', '.join([one] * len(rows))}"  # noqa: S608 - our own names
     database.execute_sql(statement, [value for row in rows for value in row])
+
+
+def _first_keys(dataset_ids: Sequence[str], most: int) -> list[str]:
+    """As they stand in the table. Each is looked up behind the one before, so that the rows of all documents are skipped."""
+    found: set[str] = set()
+    for dataset_id in dataset_ids:
+        key: str | None = ""
+        for _ in range(most):
+            key = _row.select(fn.MIN(_row.key)).where((_row.dataset_id == dataset_id) & (_row.key > key)).scalar()
+            if key is None:
+                break
+            found.add(key)
+    return sorted(found)[:most]
 
 
 def _values(which: Expression) -> Iterator[Value]:

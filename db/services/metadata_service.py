@@ -56,6 +56,17 @@ def summary(tenant_id: str, dataset_ids: Sequence[str], document_ids: Sequence[s
     return summarise(value[:3] for dataset_id in datasets for value in metadata_rows.values(dataset_id))
 
 
+def examples(
+    tenant_id: str, dataset_ids: Sequence[str], keys: Sequence[str] | None, most_keys: int, most_values: int
+) -> dict[str, list[str]]:  # fmt: skip
+    """Key -> the values that most of the datasets' documents have, the most frequent first; of these keys, or of whichever there are.
+
+    Elements of lists count one by one, in those lists that are the most frequent.
+    """
+    found = summarise(metadata_rows.most_frequent(_owned(tenant_id, dataset_ids), keys, most_keys, most_values))
+    return {key: [value for value, _ in entry["values"][:most_values]] for key, entry in found.items()}
+
+
 def summarise(values: Iterable[tuple[str, Any, int]]) -> dict[str, dict[str, Any]]:
     """Of keys, values and how many documents have them: key -> `{"type": ..., "values": [[value, count], ...]}`.
 

@@ -150,6 +150,31 @@ def test_a_summary_says_what_reading_all_documents_would_say(many: Many) -> None
     assert session.read_now(metadata_service.summary, OTHER, datasets) == {}
 
 
+def test_examples_are_the_values_of_the_summary(many: Many) -> None:
+    session, datasets, _, _ = many
+
+    def examples(keys: list[str] | None, *limits: int, tenant_id: str = TENANT) -> dict[str, list[str]]:
+        return session.read_now(metadata_service.examples, tenant_id, datasets, keys, *limits)
+
+    summary = session.read_now(metadata_service.summary, TENANT, datasets)
+    every = {key: [value for value, _ in entry["values"]] for key, entry in summary.items()}
+    assert examples(None, 100, 1000) == every
+    assert examples(["b", "k" * 300, "unknown"], 100, 1000) == {key: every[key] for key in ("b", "k" * 300)}
+    assert examples([], 100, 1000) == examples(None, 100, 1000, tenant_id=OTHER) == {}
+
+
+def test_examples_are_so_many_keys_and_the_most_frequent_values(session: Session) -> None:
+    metas = [{"n": min(number, 7), "tags": ["all", number], f"key {number}": LONG + str(number)} for number in range(20)]
+    made = [make(session, *some)[0] for some in (metas[:5], metas[5:])]
+    examples = session.read_now(metadata_service.examples, TENANT, made, None, 3, 4)
+    assert examples == {"key 0": [f"{LONG}0"], "key 1": [f"{LONG}1"], "key 10": [f"{LONG}10"]}
+    examples = session.read_now(metadata_service.examples, TENANT, made, ["n", "tags", "key 1"], 2, 4)
+    assert examples.keys() == {"n", "tags"}
+    assert examples["n"] == ["7", "0", "1", "2"]
+    assert examples["tags"][0] == "all"
+    assert len(examples["tags"]) == 4
+
+
 @pytest.mark.parametrize("suffixes", [(), ("txt",), ("none",)])
 def test_facets_count_the_documents_that_match(many: Many, suffixes: tuple[str, ...]) -> None:
     session, (dataset, _), _, _ = many

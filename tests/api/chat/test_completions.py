@@ -323,6 +323,33 @@ async def test_documents_can_be_chosen_by_id_and_metadata(server: Server) -> Non
     assert (await found(filtered, doc_ids=documents["old.md"])).keys() == set()
 
 
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ({"method": "auto"}, {"year": ["1999", "2024"], "author": ["Ada"]}),
+        ({"method": "semi_auto", "semi_auto": ["year", {"key": "unknown"}, ["year"], 5]}, {"year": ["1999", "2024"]}),
+    ],
+)
+async def test_the_model_chooses_documents_by_metadata_as_it_is_now(server: Server, stored: dict[str, Any], shown: dict[str, Any]) -> None:
+    old = await server.dataset("old", "Water boils at ninety degrees.", year="1999")
+    new = await server.dataset("new", WATER, year="2024", author="Ada")
+    chat = await server.chat("a", dataset_ids=[old, new], meta_data_filter=stored)
+    server.says('{"conditions": [{"name": "year", "comparison_operator": "is", "value": "2024"}]}')
+
+    async def ask() -> tuple[set[str], dict[str, Any]]:
+        """Which documents are found, and what the model was shown of their metadata."""
+        server.vendor.requests.clear()
+        answer = await server.data("POST", f"/chats/{chat}/completions", QUESTION | {"stream": False})
+        shown = server.prompts[0][-1]["content"].partition("Metadata:\n")[2].partition("\n\nQuestion:")[0]
+        return {chunk["document_name"] for chunk in answer["reference"]["chunks"]}, json.loads(shown)
+
+    assert await ask() == ({"new.md"}, shown)
+    document = (await server.data("GET", f"/datasets/{old}/documents"))["docs"][0]["id"]
+    status, _ = await server.call("PUT", f"/datasets/{old}/documents/{document}", {"meta_fields": {"year": "2024"}})
+    assert status == 200
+    assert await ask() == ({"old.md", "new.md"}, shown | {"year": ["2024"]})
+
+
 async def test_a_part_that_fails_is_told_in_the_final_frame(server: Server) -> None:
     chat = await server.grounded_chat(rerank_id="BAAI/bge-reranker-v2-m3")
     frames = await server.stream(f"/chats/{chat}/completions", QUESTION)
