@@ -176,23 +176,24 @@ def _depends_on(parts: Parts, search: Search) -> dict[str, Any] | None:
 async def _document_ids(parts: Parts, search: Search, question: str, missing: Missing) -> tuple[str, ...] | None:
     """The documents to search; None for all."""
     wanted = search.documents
+    tenant_id, dataset_ids = search.request.tenant_id, search.request.dataset_ids
     conditions = [wanted.condition] if wanted.condition else []
     method = wanted.stored.get("method")
     if method == "manual" and wanted.stored.get("manual"):
         conditions.append(_manual(wanted.stored))
-    elif method in ("auto", "semi_auto") and search.model is not None:
+    ids = wanted.document_ids
+    for condition in conditions:
+        ids = tuple(await parts.session.read(metadata_service.documents_matching, tenant_id, dataset_ids, condition, ids))
+    if method in ("auto", "semi_auto") and search.model is not None:
         try:
             async with at_most(QUESTION_SECONDS, SHARE_OF_HELP):
                 chosen = await _chosen(parts, search, search.model, question)
-            if chosen:
-                conditions.append(chosen)
         except HELP_FAILURES as error:
             log.warning("metadata filter left out", error=type(error).__name__)
             missing["filter"] = why_failed(error)
-    ids = wanted.document_ids
-    tenant_id, dataset_ids = search.request.tenant_id, search.request.dataset_ids
-    for condition in conditions:
-        ids = tuple(await parts.session.read(metadata_service.documents_matching, tenant_id, dataset_ids, condition, ids))
+        else:
+            if chosen:
+                ids = tuple(chosen if ids is None else chosen.intersection(ids))
     return ids
 
 
@@ -211,15 +212,13 @@ def _keys_to_choose_from(stored: Mapping[str, Any]) -> list[str] | None:
     return [key for key in keys if isinstance(key, str)]
 
 
-async def _chosen(parts: Parts, search: Search, model: ChatModel, question: str) -> dict[str, Any] | None:
-    """The model's conditions; None where it has none or no document meets them."""
+async def _chosen(parts: Parts, search: Search, model: ChatModel, question: str) -> set[str]:
+    """The documents that meet the model's conditions; none where it has no condition."""
     searched = search.request.tenant_id, search.request.dataset_ids
     keys = _keys_to_choose_from(search.documents.stored)
     values = await parts.session.read(metadata_service.examples, *searched, keys, MAX_KEYS, MAX_VALUES)
-    chosen = await choose_conditions(model, question, values)
-    if chosen and await parts.session.read(metadata_service.documents_matching, *searched, chosen):
-        return chosen
-    return None
+    condition = await choose_conditions(model, question, values)
+    return set(await parts.session.read(metadata_service.documents_matching, *searched, condition)) if condition else set()
 
 
 # ---------------------------------------------------------------------------------------------------- models
