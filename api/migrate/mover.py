@@ -110,7 +110,8 @@ class Mover:
         self.holding = True
         self._progress.say("a move that was broken off goes on")
         if "database" in self._parts and self._detail.get("schema") != len(STEPS):
-            self._progress.say("it began under another schema: the tables are copied anew")  # each side has come to this one by itself
+            # each database was brought to the present schema by itself: rows that a step made have other ids on either side
+            self._progress.say("it began under another schema: the tables are copied anew")
             self._target.tables.clear()
             self._detail["schema"] = len(STEPS)
             self._save("held")
