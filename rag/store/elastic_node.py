@@ -1,21 +1,26 @@
 """Connections to one Elasticsearch host, for the official client's pool of hosts, at half the CPU of those that it brings.
 
 A retrieval asks Elasticsearch three times, and of 4 ms of CPU that it may take, urllib3 took 0.4 ms each time, the standard
-library's reading of an answer's headers 0.1 ms, and the client's transport another 0.1 ms. Here a request is one `sendall`, and of
+library's reading of an answer's headers 0.1 ms, and the client's transport another 0.1 ms. Here a request is sent at once, and of
 HTTP/1.1 only that is read which servers send to a client that asks for nothing special: a length, or chunks, or an end of the connection.
 """
 
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from elastic_transport import BaseNode, NodeConfig
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _HEAD_BYTES = 64 << 10
-_PIECE_BYTES = 64 << 10
+_PIECE_BYTES = 128 << 10
 # Nothing has been sent by then, so the client may go on with another host.
 _CONNECT_SECONDS = 3.0
 _HURRIED_SECONDS = 1.0  # with less, a slow connection says nothing about the host
@@ -71,14 +76,13 @@ class Node(BaseNode):
         connection = self._take() or self._connect(_left(end))
         kept = False
         try:
-            connection.settimeout(_left(end))
-            connection.sendall(request)
-            reader = _Reader(connection, end)
-            status, headers = reader.head()
+            exchange = _Exchange(connection, end)
+            exchange.send(request)
+            status, headers = exchange.head()
             if method == "HEAD" or status in (204, 304):
                 data, whole = b"", True
             else:
-                data, whole = reader.body(headers)
+                data, whole = exchange.body(headers)
             kept = whole and not self._closed and headers.get("connection", "").lower() != "close"
             return Answer(status, headers, data)
         finally:
@@ -110,13 +114,14 @@ class Node(BaseNode):
                 raise
             raise ConnectionError("the host does not take the connection") from exc
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.scheme != "https":
-            return connection
         try:
-            return self.config.ssl_context.wrap_socket(connection, server_hostname=self.host)
+            if self.scheme == "https":
+                connection = self.config.ssl_context.wrap_socket(connection, server_hostname=self.host)
+            connection.setblocking(False)  # with a timeout of its own, each call to the system would be three
         except BaseException:
             connection.close()
             raise
+        return connection
 
 
 def _left(end: float) -> float:
@@ -127,13 +132,19 @@ def _left(end: float) -> float:
     return left
 
 
-class _Reader:
-    """Reads one answer from a connection, until `end`. Raises `OSError`, `TimeoutError`, `ValueError` for what is no HTTP."""
+class _Exchange:
+    """A request and its answer over a connection, until `end`. Raises `OSError`, `TimeoutError`, `ValueError` for what is no HTTP."""
 
     def __init__(self, connection: socket.socket, end: float) -> None:
         self._connection = connection
         self._end = end
         self._buffer = bytearray()
+
+    def send(self, request: bytes) -> None:
+        """Send it whole."""
+        rest = memoryview(request)
+        while rest:
+            rest = rest[self._when_ready(select.POLLOUT, self._connection.send, rest) :]
 
     def head(self) -> tuple[int, dict[str, str]]:
         """Status and headers, their names in lower case."""
@@ -185,8 +196,7 @@ class _Reader:
         self._buffer.clear()
         view = memoryview(found)
         while filled < count:
-            self._wait()
-            received = self._connection.recv_into(view[filled:])
+            received = self._when_ready(select.POLLIN, self._connection.recv_into, view[filled:])
             if not received:
                 raise ConnectionError(_BROKE_OFF)
             filled += received
@@ -200,8 +210,20 @@ class _Reader:
         return piece
 
     def _receive(self) -> bytes:
-        self._wait()
-        return self._connection.recv(_PIECE_BYTES)
+        return self._when_ready(select.POLLIN, self._connection.recv, _PIECE_BYTES)
 
-    def _wait(self) -> None:
-        self._connection.settimeout(_left(self._end))
+    def _when_ready(self, event: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What the call returns as soon as it has not to wait, for `event` without TLS."""
+        while True:
+            left = _left(self._end)
+            try:
+                return call(*args, **kwargs)
+            except BlockingIOError:
+                awaited = event
+            except ssl.SSLWantReadError:
+                awaited = select.POLLIN
+            except ssl.SSLWantWriteError:
+                awaited = select.POLLOUT
+            poll = select.poll()
+            poll.register(self._connection, awaited)
+            poll.poll(left * 1000.0)

@@ -1,7 +1,7 @@
 """One search in an Elasticsearch index: both arms in one request, and in a second one the scores that each lacks for the other's hits.
 
 Hits carry sort values and nothing else: score, id, document. That is all a candidate needs, it gives equal scores the order of
-their ids, and Elasticsearch reads no stored field for it.
+their ids, Elasticsearch reads no stored field for it, and such hits are decoded as a table (`elastic_cbor.py`).
 """
 
 from collections import defaultdict
@@ -31,11 +31,11 @@ class UnknownVectorField(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """An arm's hits: stored ids int64, scores float32, document ids. `all` tells that there are no others."""
+    """An arm's hits: stored ids int64, scores float32, document ids in UTF-8. `all` tells that there are no others."""
 
     ids: np.ndarray = field(default_factory=lambda: _NO_IDS)
     scores: np.ndarray = field(default_factory=lambda: _NO_SCORES)
-    documents: Sequence[str] = ()
+    documents: Sequence[bytes] = ()
     all: bool = False
 
 
@@ -86,7 +86,7 @@ def search(cluster: Cluster, index: str, request: SearchRequest, *, has_vectors:
     document_of[near_places] = list(map(documents.__getitem__, near.documents))
     return Candidates(
         ids=ids.view(np.uint64) ^ _SIGN,
-        documents=list(documents),
+        documents=[document.decode() for document in documents],
         document_of=document_of,
         text_scores=bm25,
         vector_scores=cosine,
@@ -149,7 +149,7 @@ def _ask(cluster: Cluster, index: str, bodies: Mapping[str, Mapping[str, Any]], 
     for body in bodies.values():
         fixed = {"_source": False, "stored_fields": "_none_", "track_total_hits": False}
         lines += [first, orjson.dumps({**fixed, **body}, option=orjson.OPT_SERIALIZE_NUMPY)]
-    reply = cluster.ask("POST", _PATH, b"\n".join(lines) + b"\n", lines=True)
+    reply = cluster.ask("POST", _PATH, b"\n".join(lines) + b"\n", lines=True, cbor=True)
     found, failed = {}, set()
     error = None
     for (name, body), answer in zip(bodies.items(), reply.body["responses"], strict=True):
@@ -167,14 +167,13 @@ def _ask(cluster: Cluster, index: str, bodies: Mapping[str, Mapping[str, Any]], 
 
 
 def _hits(answer: Mapping[str, Any], sort: Sequence[Mapping[str, str]], size: int) -> Hits:
-    hits = answer.get("hits")
-    if not hits:
+    columns = answer.get("hits", {}).get("hits")
+    if not columns:
         return Hits(all=True)
-    values = hits["hits"][0]["sort"]
     if sort is _BY_ID:
-        return Hits(np.array(values[0::2], np.int64), np.array(values[1::2], np.float32))
-    ids = np.array(values[1::3], np.int64)
-    return Hits(ids, np.array(values[0::3], np.float32), values[2::3], len(ids) < size)
+        return Hits(*columns)
+    scores, ids, documents = columns
+    return Hits(ids, scores, documents, len(ids) < size)
 
 
 def _without(ids: np.ndarray, places: np.ndarray) -> np.ndarray:
