@@ -9,6 +9,7 @@ import asyncio
 import math
 import time
 
+from rag.errors import Overloaded
 from rag.ports import Clock
 from rag.threads import current_load
 
@@ -19,6 +20,7 @@ FIRST_SECONDS = 0.002
 # What a search costs is known by the CPU that was used since the last one, for whatever: far apart, that says little.
 MOST_SECONDS = 0.003
 NEW = 1 / 64
+MOST_WAITING = 1024
 # without the end of a search for so long, a server was idle
 LULL_SECONDS = 1.0
 
@@ -34,6 +36,7 @@ class Spacing:
         self._cpu_clock = cpu_clock
         self._cpu_at = cpu_clock()
         self._each = FIRST_SECONDS
+        self._waiting = 0
 
     @property
     def seconds(self) -> float:
@@ -45,10 +48,16 @@ class Spacing:
         self._ended_at = self._clock()
 
     async def turn(self) -> None:
-        """Return when one more may begin: at once, unless another one just has."""
+        """Return when one more may begin: at once, unless another one just has. Raises `Overloaded` when too many wait."""
         if self._clock() - self._ended_at > LULL_SECONDS:
             return
-        await self._turn.acquire()
+        if self._waiting == MOST_WAITING:
+            raise Overloaded(f"{MOST_WAITING} searches wait for their turn", MOST_WAITING * self.seconds)
+        self._waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._waiting -= 1
         now = self._cpu_clock()
         self._each += (min(now - self._cpu_at, MOST_SECONDS) - self._each) * NEW
         self._cpu_at = now

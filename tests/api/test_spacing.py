@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from api.spacing import FIRST_SECONDS, LANE, LULL_SECONDS, MOST_SECONDS, SHARE, Spacing
+from api.spacing import FIRST_SECONDS, LANE, LULL_SECONDS, MOST_SECONDS, MOST_WAITING, SHARE, Spacing
+from rag.errors import Overloaded
 from rag.threads import Load, current_load
 
 SEARCH_SECONDS = 0.001
@@ -63,6 +64,20 @@ async def test_one_that_is_given_up_while_it_waits_takes_no_turn() -> None:
     tasks[1].cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert order == ["a", "c"]
+
+
+async def test_one_more_than_may_wait_is_refused_and_told_when_to_come_back() -> None:
+    spacing = busy()
+    tasks = [asyncio.create_task(spacing.turn()) for _ in range(1 + MOST_WAITING)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded) as refusal:
+        await spacing.turn()
+    assert refusal.value.retry_after_seconds == pytest.approx(MOST_WAITING * spacing.seconds)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(2 * spacing.seconds)
+    await spacing.turn()
 
 
 @pytest.mark.parametrize(("costs", "expected"), [(SEARCH_SECONDS, SEARCH_SECONDS), (1.0, MOST_SECONDS)])
