@@ -2,6 +2,7 @@
 
 from rag.breaker import Breaker
 from rag.errors import ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
+from rag.llm.transport import RequestTimeout
 
 
 class CircuitOpen(ProviderUnreachable):
@@ -13,13 +14,13 @@ class NoTurn(ProviderBusy):
 
 
 class VendorBreaker(Breaker):
-    """A rejected request (4xx other than 429) is no failure of the endpoint: it answers."""
+    """A 4xx other than 429 is no failure of the endpoint. A rejected request shows that it answers, one it did not get (408) nothing."""
 
     def refusal(self, seconds: float) -> ProviderError:
         return CircuitOpen(f"{self.name} failed too often and is left alone for a while")
 
     def is_failure(self, error: BaseException) -> bool:
-        return isinstance(error, ProviderError) and not isinstance(error, ProviderRefused | NoTurn)
+        return isinstance(error, ProviderError) and not isinstance(error, ProviderRefused | RequestTimeout | NoTurn)
 
     def is_answer(self, error: BaseException) -> bool:
         return isinstance(error, ProviderRefused)

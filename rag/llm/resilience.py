@@ -62,8 +62,8 @@ class Guard:
 
     A call is sent a second time when the first one reached nobody, or when the endpoint itself named a time to come back that is
     within the deadline. Nothing is sent again after the first piece of a streamed answer. With `repeats_failures`, for calls that
-    may be computed twice at no harm, timeouts and the endpoint's own failures (5xx) are tried a second time too; the first attempt
-    then gets half of the time.
+    may be computed twice at no harm, timeouts (ours, and 408) and the endpoint's own failures (5xx) are tried a second time too; the
+    first attempt then gets half of the time.
     """
 
     def __init__(

@@ -45,6 +45,10 @@ class ConnectionLost(ProviderUnreachable):
     """The connection failed before any byte of an answer: the same request may be sent once more."""
 
 
+class RequestTimeout(ProviderUnreachable):
+    """The endpoint waited too long for our request and dropped it (408; RFC 9110, 15.5.9): it may be sent again."""
+
+
 class RequestRejected(ProviderRefused):
     """The endpoint knows us and the model, but takes no request of this form (400, 413, 422 ...)."""
 
@@ -309,7 +313,9 @@ def _refusal(response: httpx.Response, endpoint: Endpoint) -> ProviderError:
         case 429 | 503:
             wait = _retry_after(response.headers)
             return ProviderBusy(f"the endpoint of model {endpoint.model} is busy", retry_after_seconds=wait)
-        case 408 | 502 | 504:
+        case 408:
+            return RequestTimeout(f"the endpoint of model {endpoint.model} did not get the whole request in its time")
+        case 502 | 504:
             return ProviderUnreachable(f"model {endpoint.model} cannot be reached through its gateway")
         case status if 300 <= status < 400:
             return ProviderRefused(f"the endpoint of model {endpoint.model} redirects; configure the address it points to")

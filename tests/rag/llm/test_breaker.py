@@ -7,6 +7,7 @@ import pytest
 
 from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
 from rag.llm.breaker import CircuitOpen, NoTurn, VendorBreaker
+from rag.llm.transport import RequestTimeout
 
 
 class Clock:
@@ -70,7 +71,10 @@ def test_failures_are_forgotten_with_the_window(breaker: VendorBreaker, clock: C
     assert breaker.state == "closed"
 
 
-@pytest.mark.parametrize("error", [ProviderRefused("401"), NoTurn("full"), asyncio.CancelledError(), ValueError("ours")], ids=repr)
+NO_FAULT = [ProviderRefused("401"), RequestTimeout("408"), NoTurn("full"), asyncio.CancelledError(), ValueError("ours")]
+
+
+@pytest.mark.parametrize("error", NO_FAULT, ids=repr)
 def test_what_is_no_fault_of_the_endpoint_is_not_counted(breaker: VendorBreaker, error: BaseException) -> None:
     for _ in range(20):
         call(breaker, error)
@@ -106,7 +110,7 @@ def test_each_failed_probe_doubles_the_rest_up_to_the_longest(breaker: VendorBre
     assert breaker.state == "half_open"
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError(), NoTurn("full")], ids=repr)
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), NoTurn("full"), RequestTimeout("408")], ids=repr)
 def test_a_probe_without_a_result_leaves_the_place_to_the_next(breaker: VendorBreaker, clock: Clock, error: BaseException) -> None:
     open_up(breaker)
     clock.now = 2.0

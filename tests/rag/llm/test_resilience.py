@@ -10,7 +10,7 @@ from rag.deadline import seconds_left, within
 from rag.errors import DeadlineExceeded, ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable
 from rag.llm.breaker import CircuitOpen, NoTurn, VendorBreaker
 from rag.llm.resilience import Guard, Turns
-from rag.llm.transport import ConnectionLost
+from rag.llm.transport import ConnectionLost, RequestTimeout
 
 
 class Attempts:
@@ -42,6 +42,7 @@ NEVER = [
     ProviderRefused("no"),
     ProviderBadReply("what"),
     ProviderUnreachable("gone"),
+    RequestTimeout("slow"),
     ProviderError("failed"),
 ]
 
@@ -65,7 +66,7 @@ async def test_everything_else_fails_at_once(error: ProviderError) -> None:
         assert attempts.made == 1
 
 
-REPEATED = [ProviderBusy("busy"), ProviderUnreachable("gone"), ProviderError("failed")]
+REPEATED = [ProviderBusy("busy"), ProviderUnreachable("gone"), RequestTimeout("slow"), ProviderError("failed")]
 
 
 @pytest.mark.parametrize("error", REPEATED, ids=repr)
@@ -100,6 +101,16 @@ async def test_an_endpoint_that_keeps_failing_is_not_asked_any_more() -> None:
         with pytest.raises(CircuitOpen):
             await run()
     assert attempts.made == 0
+
+
+async def test_an_endpoint_that_waits_in_vain_for_requests_is_asked_again_and_never_left_alone() -> None:
+    guard = Guard("m@P", 1, 10.0, breaker=VendorBreaker("P", min_calls=1), repeats_failures=True)
+    for _ in range(3):
+        attempts = Attempts(RequestTimeout("slow"), RequestTimeout("slow"))
+        with pytest.raises(RequestTimeout):
+            await guard.call(attempts.call)
+        assert attempts.made == 2
+    assert guard.breaker.state == "closed"
 
 
 async def test_streams_that_are_left_early_count_as_answered() -> None:

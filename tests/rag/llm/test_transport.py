@@ -12,7 +12,7 @@ import pytest
 from load.vendor_simulator import Behaviour, VendorSimulator
 from rag.errors import ProviderBadReply, ProviderBusy, ProviderError, ProviderRefused, ProviderUnreachable, Unavailable
 from rag.llm.endpoint import Endpoint
-from rag.llm.transport import ConnectionLost, EventParser, RequestRejected, Transport, open_client
+from rag.llm.transport import ConnectionLost, EventParser, RequestRejected, RequestTimeout, Transport, open_client
 
 KEY = "sk-secret"
 STREAMED = {"stream": True, "messages": [{"role": "user", "content": "hello"}]}
@@ -51,6 +51,7 @@ PLAIN_FAILURES = [
     (Behaviour(status=401), ProviderRefused),
     (Behaviour(status=403), ProviderRefused),
     (Behaviour(status=404), ProviderRefused),
+    (Behaviour(status=408), RequestTimeout),
     (Behaviour(status=422), RequestRejected),
     (Behaviour(status=429), ProviderBusy),
     (Behaviour(status=503), ProviderBusy),
