@@ -170,7 +170,8 @@ async def _running_parts(settings: Settings, environ: Mapping[str, str], *, file
 
 def _age(found: Version) -> Finding:
     remedy = "" if found.will_do else f"use {found.name} {found.oldest} or newer"
-    return Finding(f"version of {found.name}", found.text or "it does not say", remedy)
+    shown = f"{found.text} ({found.lacks})" if found.lacks else found.text or "it does not say"
+    return Finding(f"version of {found.name}", shown, remedy)
 
 
 def _name_of(part: str, settings: Settings) -> str:

@@ -7,14 +7,15 @@ from api.parts import Parts
 from db.services import system_service
 from rag.store.elastic_store import ElasticStore
 
-# the oldest that will do. MySQL: the first with the order of texts that db/engines.py asks for; flat vectors came with Elasticsearch 8.13
+# the oldest that will do. MySQL: the first with the order of texts that db/engines.py asks for
+FLAT_VECTORS = (8, 13)  # the first Elasticsearch that has them
 OLDEST = {
     "postgresql": (13,),
     "mysql": (8, 0, 17),
     "mariadb": (10, 11),
     "sqlite": (3, 37),
-    "elasticsearch": (8, 13),
-    "elasticsearch without flat vectors": (8, 12),
+    "elasticsearch": (8, 12),
+    "elasticsearch with flat vectors": FLAT_VECTORS,
 }
 
 
@@ -41,12 +42,19 @@ class Version:
         """Whether it is that one or newer."""
         return self.number >= OLDEST[self.name]
 
+    @property
+    def lacks(self) -> str:
+        """What one that will do has not, and what takes its place; "" where nothing is missing."""
+        if self.name == "elasticsearch" and self.will_do and self.number < FLAT_VECTORS:
+            return "no flat vectors before 8.13: new indexes find them by hnsw and may miss some"
+        return ""
+
 
 async def of(parts: Parts) -> list[Version]:
     """Those of the database and, where there is one, the cluster; both answer, or this raises `Unavailable`."""
     name, text = await parts.session.read(system_service.server_version)
     versions = [Version(name, text)]
     if isinstance(parts.store, ElasticStore):
-        kind = "elasticsearch" if parts.settings.elasticsearch_vectors == "flat" else "elasticsearch without flat vectors"
+        kind = "elasticsearch with flat vectors" if parts.settings.elasticsearch_vectors == "flat" else "elasticsearch"
         versions.append(Version(kind, await parts.lanes.search.run(parts.store.server_version)))
     return versions

@@ -112,9 +112,10 @@ class Settings(BaseModel):
     elasticsearch_replicas: int | None = Field(
         None, ge=0, description="copies of each shard of a new index; one where the cluster has a second node when left out"
     )
-    elasticsearch_vectors: Literal["flat", "hnsw", "int8_hnsw"] = Field(
-        "flat",
-        description="how a new index finds vectors: flat compares all and misses none, the others are quicker for a million and more",
+    elasticsearch_vectors: Literal["auto", "flat", "hnsw", "int8_hnsw"] = Field(
+        "auto",
+        description="how a new index finds vectors: flat compares all and misses none, the others are quicker for a million and more; "
+        "auto is flat where the cluster knows it (8.13), else hnsw",
     )
     elasticsearch_timeout_seconds: Seconds = Field(
         15.0, description="longest wait for one answer of the cluster", json_schema_extra=SECONDS

@@ -4,6 +4,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import orjson
 import structlog
@@ -32,23 +33,30 @@ Analyse = Callable[[Chunk], ChunkTerms]
 _COPY_CHUNKS = 500
 _RETRY_SECONDS = 5.0
 _CLOSE_SECONDS = 20.0
-_SHOWN = f"*.aliases,*.mappings.properties.*.dims,{SHOWN}"
+_SHOWN = f"*.aliases,*.mappings.properties.*.dims,*.mappings.properties.*.index_options.type,{SHOWN}"
 _log = structlog.get_logger("millrace.store")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How new indexes are made. `replicas` None: one where there is a second node. `vectors` is one of `VECTOR_KINDS`."""
+    """How new indexes are made. `replicas` None: one where there is a second node. `vectors` is a key of `VECTOR_KINDS`."""
 
     prefix: str = "millrace-"
     shards: int = 1
     replicas: int | None = None
-    vectors: str = "flat"
+    vectors: str = "auto"
     analyser_version: str = ""
 
     def __post_init__(self) -> None:
         if self.vectors not in VECTOR_KINDS:
             raise InvalidArgument(f"an index of vectors is one of {', '.join(VECTOR_KINDS)}")
+
+
+class VectorField(NamedTuple):
+    """The field of an embedding space: the dimension of its vectors, and whether a search compares all of them."""
+
+    dimension: int = 0
+    exact: bool = True
 
 
 class Indexes:
@@ -60,7 +68,7 @@ class Indexes:
     def __init__(self, cluster: Cluster, layout: Layout, analyse: Analyse | None = None) -> None:
         self.layout = layout
         self._cluster, self._analyse = cluster, analyse
-        self._dimensions: dict[str, Mapping[str, int]] = {}
+        self._fields: dict[str, Mapping[str, VectorField]] = {}
         self._moving: dict[str, threading.Thread] = {}
         self._lock = threading.Lock()
 
@@ -70,20 +78,20 @@ class Indexes:
 
     def forget(self, tenant_id: str) -> None:
         """Ask the cluster again: the index is not what it was."""
-        self._dimensions.pop(tenant_id, None)
+        self._fields.pop(tenant_id, None)
 
     def exists(self, tenant_id: str) -> bool:
         """Whether the tenant has an index. Raises `Unavailable` while it is moved to the present layout."""
         return self._known(tenant_id) is not None
 
-    def dimension(self, tenant_id: str, space: str) -> int:
-        """The dimension of a space's vectors, 0 where the tenant has none in it."""
-        field = vector_field(space)
+    def field(self, tenant_id: str, space: str) -> VectorField:
+        """The field of a space, of dimension 0 where the tenant has no vectors in it."""
+        name = vector_field(space)
         known = self._known(tenant_id)
-        if known is not None and field not in known:
+        if known is not None and name not in known:
             self.forget(tenant_id)  # another process may have brought it
             known = self._known(tenant_id)
-        return (known or {}).get(field, 0)
+        return (known or {}).get(name, VectorField())
 
     def prepare(self, tenant_id: str, space: str, dimension: int) -> str:
         """Make the tenant's index and the space's field where they are missing; the index's alias.
@@ -96,13 +104,14 @@ class Indexes:
             self._create(alias)
             known = self._known(tenant_id) or {}
         if dimension:
-            field = vector_field(space)
-            if field not in known:
-                self._add_field(alias, field, dimension)
+            name = vector_field(space)
+            if name not in known:
+                self._add_field(alias, name, dimension)
                 self.forget(tenant_id)
                 known = self._known(tenant_id) or {}
-            if known.get(field) != dimension:
-                raise InvalidArgument(f"vectors have {dimension} dimensions, those of their embedding space have {known.get(field)}")
+            field = known.get(name, VectorField())
+            if field.dimension != dimension:
+                raise InvalidArgument(f"vectors have {dimension} dimensions, those of their embedding space have {field.dimension}")
         return alias
 
     def drop(self, tenant_id: str) -> None:
@@ -116,9 +125,9 @@ class Indexes:
             thread.join(_CLOSE_SECONDS)
 
     # ------------------------------------------------------------------------------------------------ looking and making
-    def _known(self, tenant_id: str) -> Mapping[str, int] | None:
-        """The dimensions of the index's vector fields, None without an index."""
-        known = self._dimensions.get(tenant_id)
+    def _known(self, tenant_id: str) -> Mapping[str, VectorField] | None:
+        """The index's vector fields by their names, None without an index."""
+        known = self._fields.get(tenant_id)
         if known is not None:
             return known
         alias = self.alias(tenant_id)
@@ -134,8 +143,8 @@ class Indexes:
             release(self._cluster, name, copy)
         self._remove([other for other, held in every.items() if copy_of(held) == name])
         fields = described.get("mappings", {}).get("properties", {})
-        known = {field: parameters["dims"] for field, parameters in fields.items()}
-        self._dimensions[tenant_id] = known
+        known = {name: VectorField(each["dims"], each.get("index_options") == {"type": "flat"}) for name, each in fields.items()}
+        self._fields[tenant_id] = known
         return known
 
     def _create(self, alias: str, name: str | None = None) -> None:
@@ -149,10 +158,13 @@ class Indexes:
             raise failure(reply.status, reply.error)
 
     def _add_field(self, index: str, field: str, dimension: int) -> None:
-        body = orjson.dumps({"properties": {field: vector_mapping(dimension, self.layout.vectors)}})
-        reply = self._cluster.ask("PUT", f"/{index}/_mapping", body, expected=(400,))
-        if reply.error == "mapper_parsing_exception" and self.layout.vectors == "flat":
-            raise Unavailable("elasticsearch refuses the field for vectors; before 8.13 it needs elasticsearch_vectors = hnsw")
+        for kind in VECTOR_KINDS[self.layout.vectors]:
+            body = orjson.dumps({"properties": {field: vector_mapping(dimension, kind)}})
+            reply = self._cluster.ask("PUT", f"/{index}/_mapping", body, expected=(400,))
+            if reply.error != "mapper_parsing_exception":
+                break
+        else:
+            raise Unavailable("elasticsearch refuses the field for vectors; elasticsearch_vectors = flat needs 8.13")
         # another writer was quicker with another dimension: the caller sees it in the mapping
         if reply.status == 400 and reply.error != "illegal_argument_exception":
             raise failure(reply.status, reply.error)

@@ -17,7 +17,7 @@ import orjson
 from rag.breaker import Unanswered
 from rag.errors import InvalidArgument, Unavailable
 from rag.store.elastic import Cluster
-from rag.store.elastic_index import Analyse, Indexes, Layout
+from rag.store.elastic_index import Analyse, Indexes, Layout, VectorField
 from rag.store.elastic_read import pages, read
 from rag.store.elastic_search import NOTHING, UnknownVectorField, search
 from rag.store.elastic_write import FieldMissing, Item, write
@@ -162,12 +162,13 @@ class ElasticStore:
 
     def _search(self, request: SearchRequest) -> Candidates:
         tenant_id, length = request.tenant_id, 0 if request.vector is None else len(request.vector)
+        field = self._indexes.field(tenant_id, request.space) if length else VectorField()
         return search(
             self._cluster,
             self._indexes.alias(tenant_id),
             request,
-            has_vectors=length > 0 and self._indexes.dimension(tenant_id, request.space) == length,
-            exact=self._layout.vectors == "flat",
+            has_vectors=length > 0 and field.dimension == length,
+            exact=field.exact,
             sharded=self._layout.shards > 1,
         )
 
@@ -183,7 +184,7 @@ class ElasticStore:
         """As `rag.ports.ChunkStore.vectors`."""
         self._check_open()
         _check_ids(chunk_ids)
-        dimension = self._indexes.dimension(tenant_id, space) if self._indexes.exists(tenant_id) else 0
+        dimension = self._indexes.field(tenant_id, space).dimension if self._indexes.exists(tenant_id) else 0
         result = np.full((len(chunk_ids), dimension), np.nan, np.float32)
         if not dimension:
             return result

@@ -27,7 +27,8 @@ WORD_CHARACTERS = 255
 # Elasticsearch's own limits stop at 10,000 hits and 65,536 terms of a filter; documents and datasets hold more chunks than that.
 MOST_HITS = 1_000_000
 MOST_NEIGHBOURS = 10_000  # of one nearest neighbour search; not to be raised
-VECTOR_KINDS = ("flat", "hnsw", "int8_hnsw")
+# How an index finds vectors, by the setting: the first kind that the server knows. "flat" came with 8.13.
+VECTOR_KINDS: Mapping[str, tuple[str, ...]] = {"auto": ("flat", "hnsw"), "flat": ("flat",), "hnsw": ("hnsw",), "int8_hnsw": ("int8_hnsw",)}
 
 _TERMS = {"type": "text", "analyzer": "whitespace", "index_options": "freqs"}
 _KEPT_ONLY = {"type": "keyword", "index": False, "doc_values": False}

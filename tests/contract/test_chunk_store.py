@@ -16,7 +16,7 @@ from rag.store.elastic_store import ElasticStore
 from rag.store.embedded import EmbeddedStore
 from rag.store.memory import MemoryStore
 from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest, StoredChunk, Term
-from tests.services.elasticsearch import VECTORS, Node
+from tests.services.elasticsearch import Node
 
 TENANT, OTHER = "a" * 32, "b" * 32
 SPACE = "model-1"
@@ -35,7 +35,7 @@ def store(request, tmp_path: Path):
 
 
 def elastic_store(node: Node) -> ElasticStore:
-    return ElasticStore(Cluster([node.url]), Layout(prefix=f"{uuid.uuid4().hex}-", vectors=VECTORS))
+    return ElasticStore(Cluster([node.url]), Layout(prefix=f"{uuid.uuid4().hex}-"))
 
 
 def remove_indexes(store: ElasticStore) -> None:

@@ -22,7 +22,6 @@ PREPARE = Path(__file__).with_name("elasticsearch_node") / "prepare"
 INSTALL = "a JDK 17 or later and Maven (bin/services elasticsearch)"
 START_SECONDS = 120.0
 HOME = "MILLRACE_TEST_ELASTICSEARCH_HOME"
-VECTORS = os.environ.get("MILLRACE_TEST_ELASTICSEARCH_VECTORS", "flat")  # 8.12 knows hnsw alone
 
 
 class Node:

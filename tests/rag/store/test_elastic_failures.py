@@ -13,7 +13,7 @@ from rag.store.elastic import Cluster
 from rag.store.elastic_index import Layout
 from rag.store.elastic_store import ElasticStore
 from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest, Term
-from tests.services.elasticsearch import VECTORS, Node, elasticsearch, elasticsearch_cluster
+from tests.services.elasticsearch import Node, elasticsearch, elasticsearch_cluster
 from tests.services.machine import free_port
 
 TENANT = "c" * 32
@@ -37,7 +37,7 @@ def store(node: Node) -> Iterator[ElasticStore]:
 
 
 def open_store(*nodes: Node, **options) -> ElasticStore:
-    return ElasticStore(Cluster([node.url for node in nodes], timeout_seconds=20.0), Layout(vectors=VECTORS, **options))
+    return ElasticStore(Cluster([node.url for node in nodes], timeout_seconds=20.0), Layout(**options))
 
 
 def chunks(*numbers: int, text: str = "word") -> list[Chunk]:

@@ -13,7 +13,7 @@ from rag.store.elastic_index import Indexes, Layout
 from rag.store.elastic_store import ElasticStore
 from rag.store.mapping import alias_of, has_present_layout, index_of
 from rag.types import Chunk, ChunkSelector, ChunkTerms, SearchRequest, Term
-from tests.services.elasticsearch import VECTORS, Node
+from tests.services.elasticsearch import Node
 
 TENANT = "9" * 32
 SPACE = "space"
@@ -22,7 +22,7 @@ EVERY = ChunkSelector(dataset_ids=("d1",))
 
 @pytest.fixture
 def layout(elasticsearch_node: Node) -> Iterator[Layout]:
-    made = Layout(prefix=f"{uuid.uuid4().hex}-", analyser_version="2", vectors=VECTORS)
+    made = Layout(prefix=f"{uuid.uuid4().hex}-", analyser_version="2")
     yield made
     with_store(elasticsearch_node, made, lambda store: store.drop_tenant(TENANT))
 

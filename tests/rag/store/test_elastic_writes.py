@@ -16,7 +16,7 @@ from rag.store.elastic_index import Layout
 from rag.store.elastic_store import ElasticStore
 from rag.store.elastic_write import Item, write
 from rag.types import Chunk, ChunkSelector, ChunkTerms
-from tests.services.elasticsearch import VECTORS, Node
+from tests.services.elasticsearch import Node
 
 TENANT = "d" * 32
 EVERY = ChunkSelector(dataset_ids=("d1",))
@@ -50,7 +50,7 @@ class Moody(Cluster):
 
 @pytest.fixture
 def layout(elasticsearch_node: Node) -> Iterator[Layout]:
-    made = Layout(prefix=f"{uuid.uuid4().hex}-", vectors=VECTORS)
+    made = Layout(prefix=f"{uuid.uuid4().hex}-")
     yield made
     store = ElasticStore(Cluster([elasticsearch_node.url]), made)
     store.drop_tenant(TENANT)
