@@ -22,6 +22,8 @@ POSTGRES = {
     "XX": "its data are damaged",
     "08": "the connection was lost",
 }
+# serialization_failure, deadlock_detected, transaction_rollback; not 40003, which says that nobody knows
+POSTGRES_AGAIN = {"40000", "40001", "40P01"}
 # at the start of a connection libpq gives no SQLSTATE, only text
 POSTGRES_TEXTS = {
     "password authentication failed": "it refuses our user or password",
@@ -78,15 +80,23 @@ MYSQL_AGAIN = {1213, 1020, 1305}
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`lost`: the connection is of no use any more. `again`: the transaction was certainly not made, and may go well next time."""
+    """`lost`: the connection is of no use any more. `again`: the transaction was certainly not made, and may go well next time.
+
+    Where the connection was lost that is certain only if the COMMIT had not been sent.
+    """
 
     reason: str
     lost: bool = False
     again: bool = False
 
+    @property
+    def undone(self) -> bool:
+        """The database itself says that it has rolled back; also in answer to a COMMIT."""
+        return self.again and not self.lost
+
 
 def fault_of(kind: str, error: PeeweeException) -> Fault:
-    """What the error of a database of that kind means; `again` is only right for one that came before the COMMIT."""
+    """What the error of a database of that kind means."""
     cause = getattr(error, "orig", error)
     if kind == "postgresql":
         return _postgres(getattr(cause, "sqlstate", None), str(cause).lower())
@@ -104,7 +114,7 @@ def _postgres(state: str | None, text: str) -> Fault:
     if state == "0A000":  # a statement that was prepared before the schema changed
         return Fault(reason, lost=True, again=True)
     lost = state.startswith(("08", "57P"))
-    return Fault(reason, lost=lost, again=lost or state.startswith("40"))
+    return Fault(reason, lost=lost, again=lost or state in POSTGRES_AGAIN)
 
 
 def _mysql(cause: object) -> Fault:

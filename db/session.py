@@ -23,7 +23,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 10.0
-TRIES = 6  # of a transaction that met a deadlock, or whose connection was lost
+TRIES = 6  # of a transaction that met a deadlock or a conflict, or whose connection was lost
 PAUSE_SECONDS = 0.02  # before the second try, at random; twice as long before each further one
 REST_SECONDS = 0.5  # after a connection could not be made: meanwhile nobody waits for another attempt
 PERMISSION = "42501"  # of PostgreSQL: no error of a service, though it comes as one
@@ -33,10 +33,10 @@ class Session:
     """Runs service functions. `read` and `write` are for the event loop, `read_now` and `write_now` for code on a thread.
 
     A service function is plain and blocking; it runs inside one transaction that commits when it returns and rolls back when
-    it raises. It must not keep peewee rows alive: it returns frozen dataclasses. It may run several times: a transaction that
-    was certainly not made because of a deadlock or a lost connection is begun again. Errors: `DatabaseUnavailable` when the
-    database does not answer, `OutcomeUnknown` when it fell silent while it was committing, `Overloaded` when too many calls wait,
-    and whatever the service raises.
+    it raises. It must not keep peewee rows alive: it returns frozen dataclasses. It may run several times: a transaction that was
+    certainly not made, because of a deadlock, a conflict with another one or a lost connection, is begun again. Errors:
+    `DatabaseUnavailable` when the database does not answer, `OutcomeUnknown` when it fell silent while it was committing,
+    `Overloaded` when too many calls wait, and whatever the service raises.
     """
 
     def __init__(
@@ -123,8 +123,9 @@ class Session:
                 fault = self._judge(error, reached)
                 stale = reached == "transaction" and not fresh and self.kind != "sqlite"
                 # nothing of a service has run on a connection that was lost while it rested
-                again = reached != "connection" and (stale or (fault.again and tried < tries and reached != "commit"))
-                if reached == "commit" and database.kind != "sqlite":
+                unknown = reached == "commit" and not fault.undone
+                again = reached != "connection" and (stale or (fault.again and tried < tries and not unknown))
+                if unknown and database.kind != "sqlite":
                     raise OutcomeUnknown(f"the database fell silent while committing: {fault.reason}") from error
                 if not again:
                     raise DatabaseUnavailable(f"the database cannot answer: {fault.reason}") from error

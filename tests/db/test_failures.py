@@ -14,7 +14,7 @@ from peewee import IntegrityError
 from db.address import address_of
 from db.dialect import locked
 from db.migrate import STEPS
-from db.models import ALL, SchemaVersion, Tenant
+from db.models import ALL, SchemaVersion, Tenant, new_id, proxy
 from db.services import tenant_service
 from db.session import Session
 from rag.errors import DatabaseUnavailable, OutcomeUnknown
@@ -171,6 +171,76 @@ def test_a_deadlock_is_begun_again(session: Session) -> None:
             call.result(20)
     assert len(tries) > 2
     patient.close()
+
+
+@pytest.fixture
+def postgres_session(postgres_server: Server, lane: Lane, tmp_path: Path) -> Iterator[Session]:
+    """A session over PostgreSQL, which alone has transactions that fail instead of waiting (SQLSTATE 40001)."""
+    session = Session(address_of(postgres_server.create_database("serialisable"), tmp_path), lane)
+    session.create_tables()
+    yield session
+    lane.close()
+    session.close()
+    postgres_server.drop_database("serialisable")
+
+
+class Meeting:
+    """Services whose first two runs meet: both have read before either writes, so that one of them must not be made."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.read, self.written = threading.Barrier(2), threading.Barrier(2)
+
+    def update(self) -> None:
+        """One of the two fails at its UPDATE."""
+        meets = self._begin()
+        seen = Tenant.get().update_time
+        if meets:
+            self.read.wait(10)
+        Tenant.update(update_time=seen + 1).execute()
+
+    def insert(self) -> None:
+        """Neither waits for the other, and one of them fails at its COMMIT."""
+        meets = self._begin()
+        seen = Tenant.select().count()
+        if meets:
+            self.read.wait(10)
+        Tenant.create(name=f"after {seen} by {new_id()}")
+        if meets:
+            self.written.wait(10)
+
+    def _begin(self) -> bool:
+        self.runs += 1
+        proxy.obj.execute_sql("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+        return self.runs <= 2
+
+
+def test_a_transaction_that_could_not_be_serialised_is_begun_again(postgres_session: Session) -> None:
+    postgres_session.write_now(lambda: Tenant.create(name="counted", update_time=0))
+    meeting = Meeting()
+    with ThreadPoolExecutor(2) as pool:
+        for call in [pool.submit(postgres_session.write_now, meeting.update) for _ in range(2)]:
+            call.result(20)
+    assert meeting.runs > 2
+    assert postgres_session.read_now(lambda: Tenant.get().update_time) == 2
+
+
+def test_a_conflict_that_shows_at_the_commit_is_begun_again_and_nothing_is_unknown(postgres_session: Session) -> None:
+    meeting = Meeting()
+    with ThreadPoolExecutor(2) as pool:
+        for call in [pool.submit(postgres_session.write_now, meeting.insert) for _ in range(2)]:
+            call.result(20)
+    assert meeting.runs > 2
+    assert [name.split(" by ")[0] for name in names(postgres_session)] == ["after 0", "after 1"]
+
+
+async def test_a_conflict_is_no_unknown_outcome_where_nothing_may_be_begun_again(postgres_session: Session) -> None:
+    meeting = Meeting()
+    calls = (postgres_session.write_once(meeting.insert) for _ in range(2))
+    (refused,) = (result for result in await asyncio.gather(*calls, return_exceptions=True) if result is not None)
+    assert isinstance(refused, DatabaseUnavailable)
+    assert str(refused) == "the database cannot answer: others changed the same rows at the same time"
+    assert [name.split(" by ")[0] for name in names(postgres_session)] == ["after 0"]
 
 
 async def test_a_service_that_changes_something_else_too_is_never_begun_again(session: Session, server: Server) -> None:
