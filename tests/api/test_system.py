@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 
 from api.app import create_app
 from api.apps import system_app
+from api.memory import open_memory
 from api.readiness import FRESH_SECONDS
 from rag.errors import DatabaseUnavailable, ProviderUnreachable, Unavailable
 from rag.llm.registry import ModelSpec, Registry
 from rag.llm.transport import Transport, open_client
 from rag.store.memory import MemoryStore
+from tests.services.missing import missing
+from tests.services.redis import INSTALL, RedisServer, program, redis_server
 
 
 class RedStore(MemoryStore):
@@ -58,6 +62,14 @@ class Cold:
     reason = "the embedding model is being loaded"
 
 
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    if program() is None:
+        missing(INSTALL)
+    with redis_server() as server:
+        yield server
+
+
 async def get(api: Any, path: str) -> Any:
     """The answer of a path at the server's root, without a key."""
     return await api.answer("GET", path, await api.client.get(path))
@@ -94,6 +106,39 @@ async def test_status_names_the_parts_and_needs_a_key(api) -> None:
     assert "type" in data["doc_engine"]
     assert data["task_executor_heartbeats"] == {}
     assert (await api.call("GET", "/system/status", key="nobody")).status == 401
+
+
+@pytest.mark.parametrize("disturbance", ["kill", "hang"])
+async def test_a_redis_that_does_not_answer_is_told_and_keeps_no_server_from_being_ready(
+    api, redis: RedisServer, disturbance: str
+) -> None:  # fmt: skip
+    settings = api.parts.settings.model_copy(update={"redis_url": redis.url})
+    async with open_memory(settings, api.parts.metrics) as memory:
+        client = create_app(dataclasses.replace(api.parts, settings=settings, memory=memory)).test_client()
+
+        async def told() -> tuple[int, dict[str, Any], dict[str, Any]]:
+            response = await client.get("/api/v1/system/healthz")
+            status = await client.get("/api/v1/system/status", headers={"Authorization": f"Bearer {api.key}"})
+            assert (await client.get("/readyz")).status_code == status.status_code == 200
+            return response.status_code, await response.get_json(), (await status.get_json())["data"]["redis"]
+
+        well = {"db": "ok", "redis": "ok", "doc_engine": "ok", "storage": "ok", "status": "ok"}
+        code, health, status = await told()
+        assert (code, health) == (200, well)
+        assert (status["type"], status["status"]) == ("redis", "green")
+        getattr(redis, disturbance)()
+        code, health, status = await told()
+        meta = health.pop("_meta")
+        assert (code, health) == (503, well | {"redis": "nok", "status": "nok"})
+        assert (set(meta), meta["redis"]["error"]) == ({"redis"}, "redis does not answer")
+        assert (status["type"], status["status"]) == ("redis", "yellow")
+        assert status["error"] == "redis failed too often and is left alone for a while"
+        {"kill": redis.start, "hang": redis.go_on}[disturbance]()
+        async with asyncio.timeout(20):
+            while (await client.get("/api/v1/system/healthz")).status_code != 200:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)
+        _, health, status = await told()
+        assert (health, status["status"]) == (well, "green")
 
 
 async def test_tokens_are_made_listed_and_deleted_by_their_tenant_alone(api) -> None:
