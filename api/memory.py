@@ -37,6 +37,7 @@ async def open_memory(settings: Settings, metrics: Metrics) -> AsyncIterator[Mem
         from rag.cache.redis_cache import RedisCache, RedisClient, RedisRateLimit
 
         client = RedisClient(settings.redis_url, settings.redis_timeout_seconds)
+        metrics.watch_breakers(lambda: [("redis", "cache", client.breaker.state)])
         cache = TieredCache(cache, RedisCache(client))
         board = RedisBoard(client, uuid.uuid4().hex)
         limit = RedisRateLimit(client, rate, burst, limit) if limit is not None else None

@@ -26,7 +26,7 @@ LONGEST_LABEL = 100
 BREAKER_STATES = ("closed", "half_open", "open")
 
 BreakerStates = Callable[[], Iterable[tuple[str, str, str]]]
-"""(provider, kind, state) of each breaker, when called."""
+"""(provider, kind, state) of each breaker, when called. A model's kind, or what a service keeps: "store", "blobs", "cache"."""
 
 
 class HasState(Protocol):
@@ -69,6 +69,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._lanes: list[HasState] = []
         self.registry.register(_LaneCollector(self._lanes))
+        self._breakers: list[BreakerStates] = []
+        self.registry.register(_BreakerCollector(self._breakers))
         self._requests = self._counter("requests", "Answered requests by route template and status.", "method", "route", "status")
         self._request_seconds = self._histogram(
             "request_seconds", "Time from a request's head to the last byte of its answer.", REQUEST_BUCKETS, "route"
@@ -179,8 +181,8 @@ class Metrics:
         self._lanes.extend(lanes)
 
     def watch_breakers(self, states: BreakerStates) -> None:
-        """Report the circuit breakers whenever the figures are read."""
-        self.registry.register(_BreakerCollector(states))
+        """Report these circuit breakers, too, whenever the figures are read."""
+        self._breakers.append(states)
 
     async def watch_loop(self) -> None:
         """Time the event loop's lateness, a hundred times a second, until cancelled."""
@@ -252,15 +254,17 @@ class _LaneCollector(Collector):
 class _BreakerCollector(Collector):
     """1 for the state that a breaker is in, 0 for the others; of several for one provider and kind, the worst one."""
 
-    def __init__(self, states: BreakerStates) -> None:
-        self._states = states
+    def __init__(self, breakers: Sequence[BreakerStates]) -> None:
+        self._breakers = breakers
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily(
-            "millrace_breaker_state", "Whether a model's endpoint is asked: 1 for the state it is in.", labels=["provider", "kind", "state"]
+            "millrace_breaker_state",
+            "Whether a model's endpoint, or a service that keeps data, is asked: 1 for the state its breaker is in.",
+            labels=["provider", "kind", "state"],
         )
         worst: dict[tuple[str, str], int] = {}
-        for provider, kind, state in self._states():
+        for provider, kind, state in (each for states in self._breakers for each in states()):
             key = (provider[:LONGEST_LABEL], kind)
             worst[key] = max(worst.get(key, 0), BREAKER_STATES.index(state))
         for (provider, kind), rank in worst.items():

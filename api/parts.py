@@ -117,9 +117,9 @@ async def open_parts(settings: Settings, model_keys: Mapping[str, str], *, alone
             stack.callback(lane.close)
         await lanes.db.run(session.create_tables)
         await lanes.db.run(session.read_now, move_service.check_complete, places_of(settings).movable)
-        blobs = open_blobs(settings, data_dir)
+        blobs = open_blobs(settings, data_dir, metrics)
         stack.callback(blobs.close)
-        store = open_store(settings, data_dir)
+        store = open_store(settings, data_dir, metrics)
         stack.callback(store.close)
         client = await stack.enter_async_context(open_client())
         memory = await stack.enter_async_context(open_memory(settings, metrics))
@@ -160,21 +160,24 @@ def open_lanes(settings: Settings, metrics: Metrics) -> Lanes:
     return Lanes(**{name: Lane(name, threads, queue[name], metrics.lane_wait, nice=nice.get(name, 0)) for name, threads in sizes.items()})
 
 
-def open_blobs(settings: Settings, data_dir: Path) -> BlobStore:
-    """Where uploaded files are kept, as the settings say. Raises `SettingsError`."""
+def open_blobs(settings: Settings, data_dir: Path, metrics: Metrics | None = None) -> BlobStore:
+    """Where uploaded files are kept, as the settings say; `metrics` watch the breaker of a service. Raises `SettingsError`."""
     if not settings.blob_url:
         return LocalBlobStore(data_dir / "blobs")
     # imported where it is switched on, as the other parts that a server of one machine has no use for
     from rag.store.blobs_s3 import S3BlobStore
 
-    return S3BlobStore(
+    blobs = S3BlobStore(
         settings.blob_url, data_dir / "scratch", endpoint=settings.blob_endpoint, region=settings.blob_region,
         timeout_seconds=settings.blob_timeout_seconds,
     )  # fmt: skip
+    if metrics is not None:
+        metrics.watch_breakers(lambda: [("s3", "blobs", blobs.breaker.state)])
+    return blobs
 
 
-def open_store(settings: Settings, data_dir: Path) -> ChunkStore:
-    """What keeps and finds chunks, as the settings say. Raises `SettingsError`."""
+def open_store(settings: Settings, data_dir: Path, metrics: Metrics | None = None) -> ChunkStore:
+    """What keeps and finds chunks, as the settings say; `metrics` watch the breaker of a service. Raises `SettingsError`."""
     if settings.store == "embedded":
         return EmbeddedStore(data_dir / "chunks", analyser_version=ANALYSER_VERSION, analyse=terms_of)
     # imported where it is switched on: 30 MB and 0.3 s, and OpenTelemetry with it
@@ -191,6 +194,8 @@ def open_store(settings: Settings, data_dir: Path) -> ChunkStore:
         connections=settings.searches_at_once + settings.write_threads + SPARE_CONNECTIONS,
         timeout_seconds=settings.elasticsearch_timeout_seconds,
     )
+    if metrics is not None:
+        metrics.watch_breakers(lambda: [("elasticsearch", "store", cluster.breaker.state)])
     layout = Layout(
         prefix=settings.elasticsearch_index_prefix,
         shards=settings.elasticsearch_shards,

@@ -70,6 +70,7 @@ class S3BlobStore:
         except (BaseError, ValueError) as exc:
             raise SettingsError("the settings of the blob store are not usable: look at MILLRACE_BLOB_ENDPOINT and _REGION") from exc
         self._bucket = Bucket(store)
+        self.breaker = self._bucket.breaker
         self._seconds = timeout_seconds
         self._scratch = scratch
         self._streams = LoopThread()
