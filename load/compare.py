@@ -9,7 +9,7 @@ another; they are asked in turns.
 - awaited: the same with as many threads for the store as it can use.
 
 Total time is that of all callers asking at once, from the first request to the last answer, the median of some rounds. Threads are
-sampled every 5 ms while 100 callers ask one question after the other.
+sampled every 20 ms while 100 callers ask one question after the other.
 
 What can be expected follows from arithmetic. With t threads, n callers at once are served in ceil(n / t) waves of store plus reranker
 where a request holds a thread throughout; awaited, only the store comes in waves, and with threads enough it does not either. So 50

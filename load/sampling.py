@@ -1,4 +1,4 @@
-"""What a server's process does and holds, sampled inside it by a thread."""
+"""What a server's process does and what it and those below it hold, sampled inside it by a thread."""
 
 import asyncio
 import gc
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from load.processes import cpu_seconds, memory_of
-from rag.threads import Lane
+from api.metrics import HasState
+from load.processes import family_cpu_seconds, family_memory
 
 SAMPLE_SECONDS = 0.02
 BEAT_SECONDS = 0.02
@@ -19,7 +19,11 @@ BEAT_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the server process holds at one moment. Bytes and counts; `cpu_seconds` is what it has used since it began."""
+    """What the server holds at one moment.
+
+    Bytes are those of its process and all below it, a page they share counted in `resident` of each; so are `cpu_seconds`, since it
+    began. `threads`, whether Python's or not, `descriptors` and `tasks` are its own process's.
+    """
 
     resident: int
     private: int
@@ -31,9 +35,12 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was seen since the last time they were asked for. `busy` counts samples by how many threads of all lanes worked, `outside`
-    by how many of them did anything but wait for the staged store. `late` counts by how many milliseconds, rounded down, the event
-    loop woke a timer too late; `longest_collection_ms` is the CPU time of the longest pause for the garbage collector."""
+    """What was seen since the last time they were asked for.
+
+    `busy` counts samples by how many threads of all lanes, and of the search process, worked, `outside` by how many of them did
+    anything but wait for the staged store. `late` counts by how many milliseconds, rounded down, the event loop woke a timer too late;
+    `longest_collection_ms` is the CPU time of the longest pause for the garbage collector.
+    """
 
     busy: Mapping[int, int]
     outside: Mapping[int, int]
@@ -84,9 +91,9 @@ class Watch:
 
 
 class Sampler(threading.Thread):
-    """Samples the lanes every few milliseconds."""
+    """Samples the lanes, and what works like one, every few milliseconds."""
 
-    def __init__(self, lanes: Sequence[Lane], loop: asyncio.AbstractEventLoop, watch: Watch) -> None:
+    def __init__(self, lanes: Sequence[HasState], loop: asyncio.AbstractEventLoop, watch: Watch) -> None:
         super().__init__(daemon=True)
         self._lanes = lanes
         self._loop = loop
@@ -96,7 +103,7 @@ class Sampler(threading.Thread):
     def _reset(self) -> None:
         self._busy: Counter[int] = Counter()
         self._outside: Counter[int] = Counter()
-        self._by_lane: dict[str, Counter[int]] = {lane.name: Counter() for lane in self._lanes}
+        self._by_lane: dict[str, Counter[int]] = {lane.state.name: Counter() for lane in self._lanes}
         self._late: Counter[int] = Counter()
         self._longest_collection = 0.0
 
@@ -136,8 +143,8 @@ class Sampler(threading.Thread):
 
     def _held(self) -> Held:
         process_id = os.getpid()
-        memory = memory_of(process_id)
+        memory = family_memory(process_id)
         return Held(
-            memory.resident, memory.private, threading.active_count(), len(os.listdir("/proc/self/fd")),
-            len(asyncio.all_tasks(self._loop)), cpu_seconds(process_id),
+            memory.resident, memory.private, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")),
+            len(asyncio.all_tasks(self._loop)), family_cpu_seconds(process_id),
         )  # fmt: skip

@@ -1,8 +1,9 @@
 """The real application over parts of the load run's own making, in a process of its own: a store that takes a set time, rerankers that
 hold a thread, one executor for everything.
 
-What the server itself would do is not touched and has no switch for it: the parts are replaced where `api.parts` has put them
-together, by those of `load.staged_parts`. A thread samples how many threads are busy, and what the process holds.
+The parts are opened as `millrace serve` opens them, with the process that searches the embedded store where that is kept. What the
+server itself would do is not touched and has no switch for it: parts are replaced where `api.parts` has put them together, by those
+of `load.staged_parts`. A thread samples how many threads are busy, and what the process and those below it hold.
 """
 
 import asyncio
@@ -24,7 +25,9 @@ import uvloop
 
 from api import listening, logs, serve
 from api.keys import ensure_first_key
+from api.metrics import HasState
 from api.parts import Parts, open_parts
+from api.search_process import SearchProcess
 from db.services import tenant_service
 from load.callers import post_requests
 from load.sampling import Figures, Held, Sampler, Watch
@@ -34,7 +37,7 @@ from rag.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 MODEL_CACHE = ROOT / ".cache" / "models"
-START_SECONDS = 60.0
+START_SECONDS, READY_SECONDS = 60.0, 0.02
 LOG, SHOWN_ERRORS = "server.log", 3
 
 T = TypeVar("T")
@@ -47,9 +50,9 @@ rerankers have only `similarity`; "request" an executor of 35 threads, of which 
 class Play:
     """What is put on. `settings` are those of the server beside the data directory.
 
-    `store_seconds` None leaves the embedded store as it is; otherwise searches take that time and find the same chunks, and unless
-    `embeds`, questions are not embedded. `data_dir` and `dataset_id` name what is there already; without them a dataset and chats
-    are made in a directory of their own.
+    `store_seconds` None leaves the embedded store as it is; otherwise searches take that time on the search lane and find the same
+    chunks, and unless `embeds`, questions are not embedded. `data_dir` and `dataset_id` name what is there already; without them a
+    dataset and chats are made in a directory of their own.
     """
 
     settings: Mapping[str, Any]
@@ -150,7 +153,9 @@ def _play(channel: Connection, play: Play, folder: Path) -> None:
 
 async def _perform(channel: Connection, play: Play, data_dir: Path) -> None:
     settings = Settings(data_dir=data_dir, cache_dir=MODEL_CACHE, port=0, ingest_workers=0, **play.settings)
-    async with open_parts(settings, {KEY_VARIABLE: API_KEY}) as parts:
+    # a staged store is found on threads of this process: no process beside it could know what it finds
+    alone = play.store_seconds is None and play.executor == "lanes"
+    async with open_parts(settings, {KEY_VARIABLE: API_KEY}, alone=alone) as parts:
         api_key = await parts.lanes.db.run(ensure_first_key, parts.session, data_dir, settings.default_tenant)
         tenant_id = (await parts.session.write(tenant_service.ensure_tenant, settings.default_tenant)).id
         rerankers = [spec.identifier for spec in parts.models.list("rerank")]
@@ -161,16 +166,26 @@ async def _perform(channel: Connection, play: Play, data_dir: Path) -> None:
         parts = _staged_parts(parts, play, scene, watch)
         listener = listening.listen(settings.host, 0)
         url = listening.url_of(listener)
-        lanes = parts.lanes.all
+        lanes: list[HasState] = list(dict.fromkeys(parts.lanes.all))
         if play.executor == "request":
-            lanes = (open_executor(parts),)
-            serve.create_app = hold_a_thread(serve.create_app, lanes[0])
-        sampler = Sampler(list(dict.fromkeys(lanes)), asyncio.get_running_loop(), watch)
+            one = open_executor(parts)
+            lanes = [one]
+            serve.create_app = hold_a_thread(serve.create_app, one)
+        if parts.searcher is not None:
+            await _ready(parts.searcher)
+            lanes.append(parts.searcher)
+        sampler = Sampler(lanes, asyncio.get_running_loop(), watch)
         sampler.start()
         sampler.listen()
         channel.send((url, api_key, scene.dataset_id, scene.chats))
         threading.Thread(target=_answer, args=(channel, sampler, parts.store), daemon=True).start()
         await serve.serve(parts, listener)
+
+
+async def _ready(searcher: SearchProcess) -> None:
+    """Wait for its threads: until then the lane searches, which is not what is to be measured."""
+    while not searcher.state.threads:  # noqa: ASYNC110 - another process starts
+        await asyncio.sleep(READY_SECONDS)
 
 
 def _staged_parts(parts: Parts, play: Play, scene: Scene, watch: Watch) -> Parts:

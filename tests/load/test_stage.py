@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from load.callers import drive
+from load.processes import cpu_seconds, family, memory_of
 from load.sampling import mean_of, share_below
 from load.stage import Executor, Play, StagedServer, staged
 from load.staged_parts import EXECUTOR_THREADS
@@ -20,8 +21,8 @@ def stage() -> Iterator[Callable[[Executor], StagedServer]]:
     with ExitStack() as stack:
         simulated = stack.enter_context(vendors(rerank_seconds=0.3, chat_seconds=0.0, gap_seconds=0.01, words=5))
 
-        def open_stage(executor: Executor) -> StagedServer:
-            return stack.enter_context(staged(Play({"models": simulated.models(), "search_threads": 16}, 0.02, executor)))
+        def open_stage(executor: Executor, store_seconds: float | None = 0.02) -> StagedServer:
+            return stack.enter_context(staged(Play({"models": simulated.models(), "search_threads": 16}, store_seconds, executor)))
 
         yield open_stage
 
@@ -46,6 +47,26 @@ def test_an_awaited_reranker_holds_no_thread_and_chats_stream(stage):
     held = server.figures().held
     assert held.private > 0
     assert held.tasks > 0
+
+
+def test_the_real_store_is_searched_in_a_process_beside_the_server_whose_cpu_and_memory_count(stage):
+    server = stage("lanes", None)
+    seen = server.figures()
+    while not mean_of(seen.by_lane["searcher"]):
+        assert drive(server.url, server.searches(10 * CALLERS), CALLERS).failed == 0
+        seen = server.figures()
+    assert set(seen.by_lane["search"]) == {0}
+    own = memory_of(server.process_id)
+    assert len(family(server.process_id)) > 1
+    assert seen.held.private > own.private
+    assert seen.held.cpu_seconds > cpu_seconds(server.process_id)
+
+
+def test_a_staged_store_is_found_by_the_search_lane(stage):
+    server = stage("lanes")
+    assert "searcher" not in server.figures().by_lane
+    assert drive(server.url, server.searches(CALLERS), CALLERS).failed == 0
+    assert mean_of(server.figures().by_lane["search"]) > 0
 
 
 @pytest.mark.parametrize("executor", ["rerank", "request"])
