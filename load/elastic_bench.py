@@ -3,7 +3,8 @@
 A private node (tests/services/elasticsearch.py) holds the corpus of load/corpus.py, 100,000 chunks. Then, in one run:
 
 1. `/retrieval` of a real server, 16 callers, question vectors remembered and results not, against 16 threads with the official
-   client that send the very requests which the store sent for these questions, and decode the answers (goal: requests/s >= 0.8);
+   client that send the very requests which the store sent for these questions, and decode the answers, as JSON, which is what that
+   client reads (goal: requests/s >= 0.8);
 2. CPU of the server's process a retrieval (goal: <= 4 ms);
 3. `put` of chunks with their vectors from four threads against `helpers.parallel_bulk` with four of the same documents, both until
    they are found (goal: chunks/s >= 0.9).
