@@ -12,6 +12,7 @@ import structlog
 from api.parts import Parts
 from db.services import system_service
 from rag.errors import MillraceError, Unavailable, WritesHeld
+from rag.llm.registry import Kind
 from rag.ports import PROBES
 
 log = structlog.get_logger("millrace.readiness")
@@ -87,13 +88,16 @@ class Readiness:
         warmup = self._parts.warmup
         if warmup is not None and warmup.reason:
             raise Unavailable(warmup.reason)
+        self._not_left_alone(self._parts.models.default_embedding, "embedding")
 
     async def _chat(self) -> None:
-        """No call is made. An endpoint whose rest is over counts as ready: only a chat can find out that it is."""
-        models = self._parts.models
-        breaker = models.breaker_of(models.default_chat, "chat")
+        self._not_left_alone(self._parts.models.default_chat, "chat")
+
+    def _not_left_alone(self, model: str, kind: Kind) -> None:
+        """No call is made. An endpoint whose rest is over counts as ready: only a search or a chat can find out that it is."""
+        breaker = self._parts.models.breaker_of(model, kind)
         if breaker is not None and breaker.state == "open":
-            raise Unavailable(f"the default chat model is not asked now: {breaker.name} failed too often and is left alone for a while")
+            raise Unavailable(f"the default {kind} model is not asked now: {breaker.name} failed too often and is left alone for a while")
 
     async def _worker(self) -> None:
         worker = self._parts.worker
