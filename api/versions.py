@@ -46,7 +46,7 @@ class Version:
     def lacks(self) -> str:
         """What one that will do has not, and what takes its place; "" where nothing is missing."""
         if self.name == "elasticsearch" and self.will_do and self.number < FLAT_VECTORS:
-            return "without flat vectors, which came with 8.13: new indexes find theirs by hnsw, or int8_hnsw where that is set, and may miss some"
+            return "without flat vectors, which came with 8.13: searches of new indexes are approximate"
         return ""
 
 
