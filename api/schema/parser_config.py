@@ -100,7 +100,11 @@ class ParserConfig(Strict):
     table_column_mode: Literal["auto", "manual"] | None = None
     table_column_roles: dict[str, ColumnRole] | None = None
     table_column_names: list[str] | None = None
-    ext: dict[str, Any] | None = None
+    ext: dict[str, Any] | None = Field(
+        None,
+        description="any keys. `split_strategy` says where a text is cut: `recursive` (when left out), `sentence`, `token` or `character`; "
+        "with another name parsing fails: `split strategy is not one of ...`. `overlapped_percent` is how much of a chunk is in the next again",
+    )
     raptor: Raptor = Field(default_factory=Raptor)
     graphrag: GraphRag = Field(default_factory=GraphRag)
 

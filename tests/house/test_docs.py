@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from api.schema.parser_config import ParserConfig
 from api.settings_page import settings_page
 from rag.errors import MillraceError
+from rag.nlp.split import STRATEGIES
 from rag.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +40,14 @@ def test_every_error_of_the_tree_is_explained() -> None:
     page = (ROOT / "docs" / "errors.md").read_text("utf-8")
     tree = {error.__name__ for error in subclasses(MillraceError) if error.__module__ == "rag.errors"} - {"MillraceError"}
     assert {name for name in tree if f"`{name}`" not in page} == set()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_split_strategy_is_explained_where_people_look(strategy: str) -> None:
+    page = (ROOT / "docs" / "splitting.md").read_text("utf-8")
+    assert f"| `{strategy}` |" in page
+    assert ", ".join(STRATEGIES) in page, "the message for a wrong one"
+    assert f"`{strategy}`" in ParserConfig.model_json_schema()["properties"]["ext"]["description"]
 
 
 @pytest.mark.parametrize("name", tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"])
