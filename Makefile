@@ -10,7 +10,7 @@ help:
 	@echo "make test              every check: style, imports, tests"
 	@echo "make lint | format     the style checks alone | mend the style"
 	@echo "make docs              make docs/settings.md anew"
-	@echo "make bench             the tables of load/README.md, measured on this machine"
+	@echo "make bench             most tables of load/README.md, measured on this machine"
 	@echo "make load [MODEL=real] locust: 100 people search and chat (SECONDS, USERS); the report is load/out/report.html"
 	@echo "make compare           reranking on threads against reranking that is awaited"
 	@echo "make chaos             vendors fail in every way for SECONDS at 100 callers; no unplanned 5xx"
