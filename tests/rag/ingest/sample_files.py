@@ -42,6 +42,14 @@ def pdf(path: Path, chapters: int = 2) -> Path:
     return path
 
 
+def changed_pdf(path: Path, before: Path) -> Path:
+    """The PDF with one more page, which is written behind it, as editors do."""
+    writer = pypdf.PdfWriter(before, incremental=True)
+    writer.add_blank_page()
+    writer.write(path)
+    return path
+
+
 def pdf_without_text(path: Path) -> Path:
     """What a scanner makes, as far as text goes."""
     canvas = Canvas(str(path))
