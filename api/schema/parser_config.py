@@ -103,7 +103,7 @@ class ParserConfig(Strict):
     ext: dict[str, Any] | None = Field(
         None,
         description="any keys. `split_strategy` says where a text is cut: `recursive` (when left out), `sentence`, `token` or `character`; "
-        "with another name parsing fails: `split strategy is not one of ...`. `overlapped_percent` is how much of a chunk is in the next again",
+        "with another name parsing fails: `split strategy is not one of ...`. `overlapped_percent` is how much of a chunk is repeated",
     )
     raptor: Raptor = Field(default_factory=Raptor)
     graphrag: GraphRag = Field(default_factory=GraphRag)
