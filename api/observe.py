@@ -5,7 +5,7 @@ from typing import Any
 
 import structlog
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent, Scope
-from quart import Quart, Response, request
+from quart import Quart, request
 
 from api.drain import Drain
 from api.metrics import UNMATCHED, Metrics
@@ -136,10 +136,9 @@ def _describe(span: tracing.Span, method: str, route: str, answer: Answer) -> No
 def observe(app: Quart, metrics: Metrics, drain: Drain) -> None:
     """Observe every request of `app`."""
 
-    async def note_route(response: Response) -> Response:
+    async def note_route() -> None:
         if request.url_rule is not None:
             request.scope["state"][ROUTE] = request.url_rule.rule
-        return response
 
-    app.after_request(note_route)
+    app.before_request(note_route)  # not after it: a request that is given up has a route, too
     app.asgi_app = Observed(app.asgi_app, metrics, drain)  # type: ignore[method-assign]

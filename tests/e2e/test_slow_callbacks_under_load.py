@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ import requests
 from load.vendor_simulator import Behaviour, Request, VendorSimulator
 from tests.e2e import flows
 from tests.e2e.server_process import ServerProcess
+from tests.e2e.vendors import reranked
 
 LIMIT_SECONDS = 0.02
 ROUNDS = 2
@@ -72,13 +73,6 @@ def vendor() -> Iterator[str]:
     finally:
         end.set()
         thread.join()
-
-
-def reranked(body: Mapping[str, Any]) -> Any:
-    """Jina's answer: all documents, in their order, each with its text."""
-    texts = body["documents"]
-    results = [{"index": n, "relevance_score": 1 / (n + 1), "document": {"text": text}} for n, text in enumerate(texts)]
-    return {"model": body["model"], "results": results, "usage": {"total_tokens": len(texts)}}
 
 
 class Caller:

@@ -1,6 +1,5 @@
 """SIGTERM: no request is cut, streams end properly, ingestion is given back; and a second server beside the first."""
 
-import asyncio
 import itertools
 import json
 import signal
@@ -18,27 +17,15 @@ import requests
 from load.vendor_simulator import Behaviour, VendorSimulator
 from tests.e2e.flows import create_chat, create_dataset, documents, ingest, ok, retrieve, start_parsing, upload, wait_until_parsed
 from tests.e2e.server_process import ServerProcess
+from tests.e2e.vendors import listening
 
 
 @pytest.fixture
 def vendor() -> Iterator[VendorSimulator]:
     """A chat model that takes about three seconds for its answer, a word at a time."""
-    simulator = VendorSimulator(Behaviour(words=tuple(f"word{number} " for number in range(30)), gap_seconds=0.1))
-    listening, stop = threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        async with simulator.listen():
-            listening.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    listening.wait()
-    yield simulator
-    loop.call_soon_threadsafe(stop.set)
-    thread.join()
-    loop.close()
+    words = tuple(f"word{number} " for number in range(30))
+    with listening(VendorSimulator(Behaviour(words=words, gap_seconds=0.1))) as simulator:
+        yield simulator
 
 
 def start_with_model(start, tmp_path: Path, vendor: VendorSimulator, **environ: str) -> ServerProcess:
