@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e import flows
 from tests.e2e.server_process import ServerProcess
-from tests.e2e.test_slow_callbacks_under_load import SETTINGS, vendor
+from tests.e2e.test_slow_callbacks_under_load import RERANKER, SETTINGS, vendor
 from tests.services.otlp import Collector, attributes, collector
 
 SEARCH_TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -48,7 +48,8 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
             dataset = flows.create_dataset(server, "facts")
             flows.ingest(server, dataset, {"water.txt": b"Water boils at 100 degrees. Zirconium boils at 4409 degrees."})
             chat = flows.create_chat(server, "facts", [dataset])
-            call(server, "/retrieval", {"question": QUESTION, "dataset_ids": [dataset]}, SEARCH_TRACE)
+            search = {"question": QUESTION, "dataset_ids": [dataset], "rerank_id": RERANKER}
+            call(server, "/retrieval", search, SEARCH_TRACE)
             call(server, f"/chats/{chat}/completions", {"question": QUESTION, "stream": True}, CHAT_TRACE)
             assert server.stop() == 0
         finally:
@@ -64,15 +65,17 @@ def call(server: ServerProcess, path: str, body: Any, trace: str) -> None:
     assert status == 200, raw
 
 
-def test_a_search_is_one_tree_from_the_caller_to_the_embedding_model(traced: Traced) -> None:
+def test_a_search_is_one_tree_from_the_caller_to_its_models(traced: Traced) -> None:
     spans = traced.of(SEARCH_TRACE)
     request = spans["POST /api/v1/retrieval"]
     assert request.parent_span_id.hex() == CALLER
     assert attributes(request) == {"http.request.method": "POST", "http.route": "/api/v1/retrieval", "http.response.status_code": 200}
-    for stage in ("db", "analyse", "embed", "search", "fuse", "fetch", "build"):
+    for stage in ("db", "analyse", "embed", "search", "fuse", "rerank", "fetch", "build"):
         assert spans[stage].parent_span_id == request.span_id, stage
-    assert spans["embedding vectors"].parent_span_id == spans["embed"].span_id
-    assert spans["embedding vectors"].kind == spans["embedding vectors"].SPAN_KIND_CLIENT
+    for stage, vendor_call in (("embed", "embedding vectors"), ("rerank", "rerank order")):
+        assert spans[vendor_call].parent_span_id == spans[stage].span_id
+        assert spans[vendor_call].kind == spans[vendor_call].SPAN_KIND_CLIENT
+        assert attributes(spans[vendor_call])["millrace.outcome"] == "ok"
     assert request.kind == request.SPAN_KIND_SERVER
 
 
