@@ -34,11 +34,8 @@ def test_a_name_in_any_script_is_kept_found_and_downloaded(alone: ServerProcess,
     for query in (f"name={quote(name)}", f"keywords={quote(normalize('NFC', stem[:3]))}"):
         assert [found["id"] for found in ok(alone.call("GET", f"/datasets/{dataset_id}/documents?{query}"))["docs"]] == [document_id]
     by_words = retrieve(alone, [dataset_id], question, vector_similarity_weight=0)["chunks"]
-    assert [(chunk["document_keyword"], chunk["content"]) for chunk in by_words] == [(name, text)]
-    reply = requests.get(
-        f"{alone.url}/api/v1/datasets/{dataset_id}/documents/{document_id}",
-        headers={"Authorization": f"Bearer {alone.api_key}"},
-        timeout=30,
-    )
+    assert [(chunk["document_keyword"], chunk["content"]) for chunk in by_words] == [(name, normalize("NFC", text))]
+    path = f"/api/v1/datasets/{dataset_id}/documents/{document_id}"
+    reply = requests.get(alone.url + path, headers={"Authorization": f"Bearer {alone.api_key}"}, timeout=30)
     assert (reply.status_code, reply.content) == (200, content)
     assert unquote(reply.headers["Content-Disposition"].partition("filename*=UTF-8''")[2]) == name
