@@ -7,12 +7,20 @@ cut short runs again from its beginning, so every step passes over what it finds
 from collections.abc import Callable
 
 from db.engines import Engine
-from db.migrations import m0001_initial, m0002_data_version, m0003_dataset_count, m0004_data_move, m0005_document_metadata
+from db.migrations import (
+    m0001_initial,
+    m0002_data_version,
+    m0003_dataset_count,
+    m0004_data_move,
+    m0005_document_metadata,
+    m0006_changed_lists,
+)
 from db.models import SchemaVersion
 from rag.errors import SettingsError
 
 STEPS: tuple[Callable[[Engine], None], ...] = (
     m0001_initial.up, m0002_data_version.up, m0003_dataset_count.up, m0004_data_move.up, m0005_document_metadata.up,
+    m0006_changed_lists.up,
 )  # fmt: skip
 
 

@@ -306,6 +306,7 @@ class Dialog(Row):
         indexes = (
             (("tenant_id", "name_key"), True),
             (("tenant_id", "deleted", "create_time", "id"), False),
+            (("tenant_id", "deleted", "update_time", "id"), False),
         )
 
 
@@ -358,6 +359,7 @@ class SearchApp(Row):
         indexes = (
             (("tenant_id", "name_key"), True),
             (("tenant_id", "create_time", "id"), False),
+            (("tenant_id", "update_time", "id"), False),
         )
 
 

@@ -4,7 +4,21 @@ from collections.abc import Mapping
 
 from peewee import Model
 
-from db.models import Conversation, Dataset, Document, DocumentMetadata, Message, Task, Tenant, name_key, now_ms, proxy
+from db.models import (
+    ALL,
+    ApiKey,
+    Conversation,
+    Dataset,
+    Dialog,
+    Document,
+    Message,
+    SearchApp,
+    Task,
+    Tenant,
+    name_key,
+    now_ms,
+    proxy,
+)
 from db.session import Session
 
 NEXT_ID = {  # ids are numbers here: those of a copy follow on those that are there
@@ -15,13 +29,19 @@ NEXT_ID = {  # ids are numbers here: those of a copy follow on those that are th
 JOINED = {"sqlite": "{} || '{}'", "postgresql": "{} || '{}'", "mysql": "concat({}, '{}')"}
 TENANT, DATASET, CHAT = "1" * 32, "0" * 32, "3" * 32
 FIRST = "0" * 32
+FEW_ROWS = 1_000
 
 
 def fill(session: Session, rows: int, *, other_tenants: int = 0) -> None:
-    """One tenant with so many datasets, documents in one of them, and sessions of a chat with a message each; and other tenants."""
+    """One tenant with so many datasets, documents in one of them, and sessions of a chat with a message each; and other tenants.
+
+    It has fewer chats and saved searches (`FEW_ROWS`), and each other tenant has one of everything that belongs to a tenant.
+    """
     session.write_now(_first_rows)
     for model in (Dataset, Document, Conversation):
         session.write_now(_double, model, rows)
+    for model in (Dialog, SearchApp):
+        session.write_now(_double, model, FEW_ROWS)
     session.write_now(_messages)
     session.write_now(lambda: Tenant.update(dataset_count=rows).where(Tenant.id == TENANT).execute())
     session.write_now(lambda: Dataset.update(document_count=rows).where(Dataset.id == DATASET).execute())
@@ -47,6 +67,9 @@ def _first_rows() -> None:
         type="doc", suffix="txt",
     )  # fmt: skip
     Conversation.create(id=FIRST, tenant_id=TENANT, dialog_id=CHAT, name="s", user_id=tenant.id)
+    Dialog.create(id=FIRST, tenant_id=TENANT, name="c", name_key="c")
+    SearchApp.create(id=FIRST, tenant_id=TENANT, created_by=TENANT, name="s", name_key="s")
+    ApiKey.create(tenant_id=TENANT, token="token", beta="beta")
 
 
 def _double(model: type[Model], rows: int) -> None:
@@ -91,11 +114,14 @@ def _other_tenants(number: int) -> None:
                 for tenant in some
             ]
         ).execute()
+        Dialog.insert_many([{"tenant_id": tenant, "name": "c", "name_key": "c"} for tenant in some]).execute()
+        SearchApp.insert_many([{"tenant_id": tenant, "created_by": tenant, "name": "s", "name_key": "s"} for tenant in some]).execute()
+        ApiKey.insert_many([{"tenant_id": tenant, "token": f"token {tenant}", "beta": tenant} for tenant in some]).execute()
 
 
 def analyse() -> None:
     """Have the database count what it plans by."""
-    tables = [model._meta.table_name for model in (Tenant, Dataset, Document, DocumentMetadata, Conversation, Message, Task)]
+    tables = [model._meta.table_name for model in ALL]
     if proxy.obj.kind == "mysql":
         proxy.obj.execute_sql(f"ANALYZE TABLE {', '.join(tables)}")
     else:

@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 
 from db.address import address_of
-from db.models import Document, proxy
+from db.dialect import among
+from db.models import Document, Task, now_ms, proxy
 from db.services import (
     conversation_service,
     dataset_service,
+    dialog_service,
     document_service,
     lease_service,
     metadata_rows,
     metadata_service,
+    search_service,
     tenant_service,
 )
 from db.services.dataset_service import DatasetQuery
@@ -22,9 +25,10 @@ from db.services.document_service import DocumentQuery
 from db.session import Session
 from rag.threads import Lane
 from tests.db.conftest import KINDS
-from tests.db.many_rows import CHAT, DATASET, FIRST, TENANT, analyse, fill, plan_of
+from tests.db.many_rows import CHAT, DATASET, FEW_ROWS, FIRST, TENANT, analyse, fill, plan_of
 
 ROWS, TENANTS = 100_000, 5_000
+WORKER = "worker"
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -47,6 +51,11 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def asked(session: Session, service: Callable[..., Any], *arguments: Any, **named: Any) -> list[str]:
     """The plans of all SELECTs that a service sends."""
+    return plans_of(session.read_now, service, *arguments, **named)
+
+
+def plans_of(run: Callable[..., Any], service: Callable[..., Any], *arguments: Any, **named: Any) -> list[str]:
+    """The same of one that `run` runs."""
     plans: list[str] = []
     execute = proxy.obj.execute_sql
 
@@ -59,7 +68,7 @@ def asked(session: Session, service: Callable[..., Any], *arguments: Any, **name
 
     proxy.obj.execute_sql = explained
     try:
-        session.read_now(service, *arguments, **named)
+        run(service, *arguments, **named)
     finally:
         del proxy.obj.execute_sql
     return plans
@@ -96,6 +105,23 @@ def test_a_list_of_sessions_is_read_by_an_index(filled: Session, orderby: str) -
     assert "Seq Scan" not in messages  # the page's messages are put in order
     assert "'ALL'" not in messages
     assert len(filled.read_now(conversation_service.listing, TENANT, CHAT)) == 30
+
+
+@pytest.mark.parametrize("desc", [True, False])
+@pytest.mark.parametrize("orderby", ["create_time", "update_time"])
+def test_lists_of_chats_and_saved_searches_and_their_counts_are_read_by_an_index(filled: Session, orderby: str, desc: bool) -> None:
+    for listing in (dialog_service.listing, search_service.listing):
+        count, page, *_ = asked(filled, listing, TENANT, orderby=orderby, desc=desc)
+        assert by_index(count), count
+        assert by_index(page), page
+        total, rows = filled.read_now(listing, TENANT, orderby=orderby, desc=desc)
+        assert (total, len(rows)) == (FEW_ROWS, 30)
+
+
+def test_a_tenants_keys_are_found_by_an_index(filled: Session) -> None:
+    (plan,) = asked(filled, tenant_service.list_keys, TENANT)
+    assert not any(word in plan for word in ("Seq Scan", "'ALL'", "SCAN")), plan  # the few keys found are put in order
+    assert [key.token for key in filled.read_now(tenant_service.list_keys, TENANT)] == ["token"]
 
 
 def test_single_rows_are_found_by_an_index(filled: Session) -> None:
@@ -145,6 +171,26 @@ def test_documents_are_found_by_their_metadata_by_an_index(filled: Session) -> N
 def test_an_idle_queue_of_many_tenants_is_looked_at_by_an_index(filled: Session) -> None:
     (plan,) = asked(filled, lease_service.any_due)
     assert by_index(plan), plan
+
+
+@pytest.mark.parametrize("due", [1, 2_000])
+def test_a_task_is_claimed_by_an_index_among_those_of_many_tenants_that_wait(filled: Session, due: int) -> None:
+    ids = filled.read_now(lambda: [row_id for (row_id,) in Task.select(Task.id).order_by(Task.id).limit(due).tuples()])
+
+    def make_due(due_at: int) -> None:
+        Task.update(due_at=due_at, lease_until=0).where(among(Task.id, ids)).execute()
+
+    filled.write_now(make_due, 1)
+    filled.write_now(analyse)  # the better index depends on how many are due
+    claimed = []
+    for after in ("", "f" * 32):
+        plans = plans_of(lambda *given: claimed.append(filled.write_now(*given)), lease_service.claim, WORKER, 60.0, after)
+        assert len(plans) <= 3  # what is due behind that tenant, what is due before it, and the task itself
+        for plan in plans:
+            assert not any(word in plan for word in ("Seq Scan", "'ALL'", "SCAN")), plan
+    assert [task is not None for task in claimed] == [True, due > 1]
+    filled.write_now(make_due, now_ms() + 10**9)
+    filled.write_now(analyse)
 
 
 def test_far_pages_follow_near_ones(filled: Session) -> None:

@@ -11,7 +11,7 @@ import pytest
 from db.address import Address
 from db.engines import open_engine
 from db.migrate import STEPS
-from db.models import SchemaVersion, Tenant, proxy
+from db.models import Dialog, SchemaVersion, SearchApp, Tenant, proxy
 from db.services import dataset_service, tenant_service
 from db.session import Session
 from rag.errors import Unavailable
@@ -75,6 +75,26 @@ def test_a_database_of_the_first_schema_gets_the_version_of_its_datasets_data(se
     session.write_now(dataset_service.changed, record.id)
     after = session.read_now(dataset_service.get, "t" * 32, record.id)
     assert record.data_version != after.data_version != 0
+    session.close()
+
+
+def test_a_database_without_the_indexes_of_changed_lists_gets_them(session: Session) -> None:
+    wanted = {(Dialog, "dialog_tenant_id_deleted_update_time_id"), (SearchApp, "search_app_tenant_id_update_time_id")}
+
+    def there() -> set[tuple[type[peewee.Model], str]]:
+        return {(model, index.name) for model in (Dialog, SearchApp) for index in proxy.obj.get_indexes(model._meta.table_name)}
+
+    def as_it_was() -> None:
+        for model, name in wanted:
+            on = f" ON {model._meta.table_name}" if session.kind == "mysql" else ""
+            proxy.execute_sql(f"DROP INDEX {name}{on}")
+        SchemaVersion.delete().where(SchemaVersion.version == 6).execute()
+
+    assert wanted <= session.read_now(there)
+    session.write_now(as_it_was)
+    assert not wanted & session.read_now(there)
+    session.create_tables()
+    assert wanted <= session.read_now(there)
     session.close()
 
 
