@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.flows import ok
+from tests.e2e.flows import ok, upload
 from tests.e2e.server_process import MODEL_CACHE, ROOT
+from tests.services import s3
+from tests.services.missing import missing
 
 
 def millrace(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -112,20 +115,42 @@ def test_a_key_of_no_one_is_refused_by_name(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "millrace: no key starts so\n")
 
 
-def test_check_tells_of_files_that_belong_to_no_document_and_repair_removes_them(start, tmp_path: Path) -> None:
-    server = start(ready=False)
-    tenant = ok(server.call("POST", "/datasets", {"name": "kept"}))["tenant_id"]
-    lost = server.data_dir / "blobs" / tenant / "ab" / ("1" * 32)
-    lost.parent.mkdir(parents=True)
-    lost.write_bytes(b"left over")
-    data = {"MILLRACE_DATA_DIR": str(server.data_dir), "MILLRACE_PORT": "0"}
+@pytest.fixture(params=["folder", "s3"])
+def files_kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[dict[str, str], Path]]:
+    """What a process needs to keep files there, and the folder that they lie in then."""
+    if request.param == "folder":
+        yield {}, tmp_path / "data" / "blobs"
+        return
+    if not s3.is_installed():
+        missing(s3.MISSING)
+    with s3.s3(tmp_path) as bucket:
+        yield {**bucket.environ, "MILLRACE_BLOB_URL": f"s3://{s3.BUCKET}/ours"}, bucket.folder / s3.BUCKET / "ours"
+
+
+def test_check_tells_of_files_that_belong_to_no_document_and_repair_removes_them_alone(start, files_kept, tmp_path: Path) -> None:
+    environ, folder = files_kept
+    server = start(ready=False, environ=environ)
+    dataset = ok(server.call("POST", "/datasets", {"name": "kept"}))
+    (document_id,) = upload(server, dataset["id"], {"kept.txt": b"kept"})
+    lost, theirs = folder / dataset["tenant_id"] / "ab" / ("1" * 32), folder / "reports" / "2026.txt"
+    for path in (lost, theirs):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"left over")
+    data = {"MILLRACE_DATA_DIR": str(server.data_dir), "MILLRACE_PORT": "0", **environ}
     found = millrace("check", "--files", **data)
     assert found.returncode == 1, found.stdout
-    assert "MEND  files: 1 of 1 belong to no document\n      millrace check --repair removes them" in found.stdout
+    assert "MEND  files: 1 of 2 belong to no document\n      millrace check --repair removes them" in found.stdout
     assert lost.exists()
-    assert "ok    files: 1 looked at, 1 that nobody owned were removed" in millrace("check", "--repair", **data).stdout
+    assert "ok    files: 2 looked at, 1 that nobody owned were removed" in millrace("check", "--repair", **data).stdout
     assert not lost.exists()
-    assert "ok    files: 0 looked at" in millrace("check", "--files", **data).stdout
+    assert theirs.exists()
+    assert "ok    files: 1 looked at, each has its document" in millrace("check", "--files", **data).stdout
+    path = f"/api/v1/datasets/{dataset['id']}/documents/{document_id}"
+    assert server.get(path, Authorization=f"Bearer {server.api_key}") == (200, b"kept")
+    for file in folder.rglob(document_id):
+        file.unlink()
+    told = millrace("check", "--repair", **data)
+    assert (told.returncode, f"delete the documents and upload them again: {document_id}" in told.stdout) == (1, True), told.stdout
 
 
 def test_check_says_what_others_on_the_machine_can_read(tmp_path: Path) -> None:
