@@ -12,9 +12,11 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.metrics import Metrics
+from load.vendor_simulator import Behaviour, VendorSimulator
 from tests.e2e import flows
 from tests.e2e.conftest import needs
 from tests.e2e.server_process import ServerProcess
+from tests.e2e.vendors import asking, listening, reranked, until
 
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"
@@ -26,13 +28,16 @@ OWN_METRICS = {"up"}
 OWN_LABELS = {"instance", "job"}
 # what `millrace serve --workers` adds
 OWN_LABELS_OF_WORKERS = {"worker"}
+# whose values are no words of ours
+OTHERS_WORDS = OWN_LABELS | {"status"}
 
 WORDS = {"sum", "max", "min", "avg", "count", "topk", "by", "without", "on", "ignoring", "and", "or", "unless", "bool", "offset"}
 FUNCTIONS = {"rate", "increase", "max_over_time", "histogram_quantile", "vector", "label_values"}
 TOKEN = re.compile(
     r'\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<name>[A-Za-z_:][\w:]*)|(?P<range>\[[^\]]*\])|(?P<other>=~|!~|!=|==|>=|<=|[\d.]+|.))'
 )
-Use = tuple[str, str]
+Use = tuple[str, str, str]
+Known = dict[str, dict[str, set[str]]]
 
 
 def tokens(expression: str) -> list[tuple[str, str]]:
@@ -45,9 +50,12 @@ def tokens(expression: str) -> list[tuple[str, str]]:
 
 
 def uses(expression: str) -> tuple[set[str], set[Use], set[str]]:
-    """Metrics, (metric, label) pairs of selectors, and labels that results are grouped by."""
+    """Metrics, what selectors ask of them, and labels that results are grouped by.
+
+    A selector asks for a metric, a label, and a regular expression of its values; of `"a|b"` for each alternative apart.
+    """
     metrics: set[str] = set()
-    pairs: set[Use] = set()
+    asked: set[Use] = set()
     grouped: set[str] = set()
     metric, within = "", ""
     for place, (kind, text) in enumerate(read := tokens(expression)):
@@ -59,7 +67,9 @@ def uses(expression: str) -> tuple[set[str], set[Use], set[str]]:
         elif text in ("}", ")"):
             within = ""
         elif kind == "name" and within == "selector":
-            pairs.add((metric, text))
+            value = json.loads(read[place + 2][1])
+            words = value.split("|") if following in ("=~", "!~") else [re.escape(value)]
+            asked |= {(metric, text, word) for word in words}
         elif kind == "name" and within == "grouping":
             grouped.add(text)
         elif kind == "name" and text not in WORDS:
@@ -68,7 +78,7 @@ def uses(expression: str) -> tuple[set[str], set[Use], set[str]]:
                 continue
             metric = text
             metrics.add(text)
-    return metrics, pairs, grouped
+    return metrics, asked, grouped
 
 
 def alerts() -> list[dict[str, Any]]:
@@ -82,35 +92,53 @@ def dashboard_expressions() -> list[str]:
     return [expression.replace("$__rate_interval", "5m").replace("$instance", ".+") for expression in expressions + variables]
 
 
+MODEL = '[[models]]\nname = "{name}"\nprovider = "Jina"\nkind = "rerank"\nbase_url = "{url}"\n'
 EXPRESSIONS = [*(rule["expr"] for rule in alerts()), *dashboard_expressions()]
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """Sample name -> labels, of a server that answered a search and a chat."""
+def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
+    """Sample name -> label -> values, of a server to which everything happened that the dashboard and the alerts ask for by name."""
     folder = tmp_path_factory.mktemp("server")
-    config = folder / "millrace.toml"
-    # nothing listens there
-    config.write_text('[[models]]\nname = "m"\nprovider = "Jina"\nkind = "rerank"\nbase_url = "http://127.0.0.1:9/v1"\n')
-    server = ServerProcess(folder / "data", log_file=folder / "server.log", environ={"MILLRACE_CONFIG": str(config)})
-    try:
-        server.wait_until_ready()
-        dataset = flows.create_dataset(server, "facts")
-        flows.ingest(server, dataset, {"water.txt": b"Water boils at 100 degrees."})
-        found = flows.retrieve(server, [dataset], "When does water boil?", rerank_id="m@Jina")
-        assert found["degraded"] == ["rerank"]
-        chat = flows.create_chat(server, "facts", [dataset])
-        flows.ok(server.call("POST", f"/chats/{chat}/completions", {"question": "When does water boil?", "stream": False}))
-        text = server.get("/metrics")[1].decode()
-    finally:
-        server.kill()
-    labels: dict[str, set[str]] = {}
+    with listening(VendorSimulator(Behaviour(reply=reranked))) as vendor:
+        config = folder / "millrace.toml"
+        config.write_text(MODEL.format(name="gone", url="http://127.0.0.1:9/v1") + MODEL.format(name="here", url=vendor.base_url))
+        server = ServerProcess(folder / "data", log_file=folder / "server.log", environ={"MILLRACE_CONFIG": str(config)})
+        try:
+            text = figures_of_a_life(server.wait_until_ready(), vendor)
+        finally:
+            server.kill()
+    found: Known = {}
     for family in text_string_to_metric_families(text):
         for name in names_of(family.name, family.type):
-            labels[name] = declared().get(family.name, set()) | ({"le"} if name.endswith("_bucket") else set())
+            found[name] = {label: set() for label in declared().get(family.name, set()) | ({"le"} if name.endswith("_bucket") else set())}
         for sample in family.samples:
-            labels.setdefault(sample.name, set()).update(sample.labels)
-    return labels
+            for label, value in sample.labels.items():
+                found.setdefault(sample.name, {}).setdefault(label, set()).add(value)
+    return found
+
+
+def figures_of_a_life(server: ServerProcess, vendor: VendorSimulator) -> str:
+    """The figures of a server that ingested, and failed to; searched, degraded, and for a client that hung up; and answered a chat."""
+    question = "When does water boil?"
+    dataset = flows.create_dataset(server, "facts")
+    flows.ingest(server, dataset, {"water.txt": b"Water boils at 100 degrees."})
+    damaged = flows.upload(server, dataset, {"damaged.pdf": b"This is no PDF."})
+    flows.start_parsing(server, dataset, damaged)
+    until(lambda: flows.documents(server, dataset)[damaged[0]]["run"] == "FAIL", "the damaged document has not failed")
+    assert flows.retrieve(server, [dataset], question, rerank_id="gone@Jina")["degraded"] == ["rerank"]
+    vendor.behaviour = Behaviour("hang")
+    with asking(server, "/retrieval", {"question": question, "dataset_ids": [dataset], "rerank_id": "here@Jina"}):
+        until(lambda: vendor.open_requests == 1, "the reranker was not asked")
+    until(lambda: 'outcome="cancelled"' in figures(server), "the client that hung up is not noticed")
+    chat = flows.create_chat(server, "facts", [dataset])
+    flows.ok(server.call("POST", f"/chats/{chat}/completions", {"question": question, "stream": False}))
+    assert server.get("/healthz")[0] == 200
+    return figures(server)
+
+
+def figures(server: ServerProcess) -> str:
+    return server.get("/metrics")[1].decode()
 
 
 def names_of(family: str, kind: str) -> list[str]:
@@ -131,37 +159,39 @@ def declared() -> dict[str, set[str]]:
 
 # ---------------------------------------------------------------------------------------------------- what they speak of
 def test_the_tokenizer_of_this_test_reads_promql() -> None:
-    expression = 'sum by (a, le) (rate(x_bucket{b=~"by (c)", d!="e"}[5m])) / on () max(y) > 0.5 or vector(0)'
-    assert uses(expression) == ({"x_bucket", "y"}, {("x_bucket", "b"), ("x_bucket", "d")}, {"a", "le"})
+    expression = 'sum by (a, le) (rate(x_bucket{b=~"by (c)|/d", d!="e.f"}[5m])) / on () max(y) > 0.5 or vector(0)'
+    asked = {("x_bucket", "b", "by (c)"), ("x_bucket", "b", "/d"), ("x_bucket", "d", r"e\.f")}
+    assert uses(expression) == ({"x_bucket", "y"}, asked, {"a", "le"})
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_every_metric_and_label_exists_in_a_running_server(known: dict[str, set[str]], expression: str) -> None:
+def test_every_metric_label_and_value_exists_in_a_running_server(known: Known, expression: str) -> None:
     if expression.startswith("label_values("):
         expression = expression.removeprefix("label_values(").partition(",")[0]
-    metrics, pairs, grouped = uses(expression)
+    metrics, asked, grouped = uses(expression)
     assert metrics - OWN_METRICS <= known.keys()
-    for metric, label in pairs:
-        assert label in known.get(metric, set()) | OWN_LABELS, f"{metric} has no label {label}"
-    assert grouped <= set().union(*(known.get(metric, set()) for metric in metrics), OWN_LABELS)
+    for metric, label, word in asked:
+        labels = known.get(metric, {})
+        assert label in labels.keys() | OWN_LABELS, f"{metric} has no label {label}"
+        found = label in OTHERS_WORDS or any(re.fullmatch(word, value) for value in labels[label])
+        assert found, f"{label} of {metric} is never {word}, but {sorted(labels[label])}"
+    assert grouped <= OWN_LABELS.union(*(known.get(metric, {}) for metric in metrics))
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
-def test_the_labels_in_an_alert_s_summary_are_those_of_its_result(rule: dict[str, Any], known: dict[str, set[str]]) -> None:
+def test_the_labels_in_an_alert_s_summary_are_those_of_its_result(rule: dict[str, Any], known: Known) -> None:
     metrics, _, grouped = uses(rule["expr"])
     shown = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
-    kept = (
-        grouped if re.search(r"\b(sum|max)\b", rule["expr"]) else set().union(OWN_LABELS, *(known.get(metric, set()) for metric in metrics))
-    )
+    kept = grouped if re.search(r"\b(sum|max)\b", rule["expr"]) else OWN_LABELS.union(*(known.get(metric, {}) for metric in metrics))
     assert shown <= kept
 
 
-def test_the_labels_in_the_dashboard_s_legends_are_those_of_their_results(known: dict[str, set[str]]) -> None:
+def test_the_labels_in_the_dashboard_s_legends_are_those_of_their_results(known: Known) -> None:
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):
             metrics, _, grouped = uses(target["expr"].replace("$__rate_interval", "5m"))
             shown = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
-            every = set().union(OWN_LABELS, OWN_LABELS_OF_WORKERS, *(known.get(metric, set()) for metric in metrics))
+            every = OWN_LABELS.union(OWN_LABELS_OF_WORKERS, *(known.get(metric, {}) for metric in metrics))
             assert shown <= (grouped if re.search(r"\b(sum|max)\b", target["expr"]) else every), panel["title"]
 
 
