@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from rag.breaker import Unanswered
 from rag.errors import InvalidArgument, Unavailable
 from rag.store.elastic import Cluster
+from rag.store.elastic_health import PROBE_SECONDS, health
 from rag.store.elastic_index import Analyse, Indexes, Layout, VectorField
 from rag.store.elastic_read import pages, read
 from rag.store.elastic_search import NOTHING, UnknownVectorField, search
@@ -29,7 +29,6 @@ from rag.types import Candidates, Chunk, ChunkSelector, SearchRequest, StoredChu
 
 _PAGE_IDS, _PAGE_CHUNKS = 5000, 500
 _ATTEMPTS = 10  # to win against other writers of the same chunks
-_PROBE_SECONDS = 2.0
 
 Hit = Mapping[str, Any]
 
@@ -238,29 +237,12 @@ class ElasticStore:
         return hits["total"]["value"], [chunk_from(hit["_source"]) for hit in hits["hits"]]
 
     def health(self) -> dict[str, str]:
-        """As `rag.ports.ChunkStore.health`: the cluster's colour for our indexes; yellow when they take no writes."""
-        report = {"type": "elasticsearch", "status": "green"}
-        pattern = f"{self._layout.prefix}*"
-        try:
-            cluster = self._cluster.probe(f"/_cluster/health/{pattern}?timeout=1s&filter_path=status,error.type", _PROBE_SECONDS)
-            blocks = self._cluster.probe(
-                f"/{pattern}/_settings/index.blocks.*?flat_settings=true&filter_path=*.settings,error.type", _PROBE_SECONDS
-            )
-        except Unanswered as exc:
-            return report | {"status": "red", "error": str(exc)}
-        status = cluster.body.get("status") if isinstance(cluster.body, dict) else None
-        if status is None:
-            return report | {"status": "red", "error": f"elasticsearch refuses to tell its health (status {cluster.status})"}
-        if status != "green":
-            report |= {"status": status, "error": "shards of elasticsearch are missing" if status == "red" else "replicas are missing"}
-        indexes = blocks.body.values() if blocks.status == 200 and isinstance(blocks.body, dict) else ()
-        if report["status"] != "red" and any("true" in index["settings"].values() for index in indexes):
-            report |= {"status": "yellow", "error": "an elasticsearch index takes no writes now (a disk may be full)"}
-        return report
+        """As `rag.ports.ChunkStore.health`."""
+        return health(self._cluster, self._layout.prefix)
 
     def server_version(self) -> str:
         """What the cluster calls its version. Raises `Unavailable`."""
-        reply = self._cluster.probe("/?filter_path=version.number", _PROBE_SECONDS)
+        reply = self._cluster.probe("/?filter_path=version.number", PROBE_SECONDS)
         return str(reply.body["version"]["number"]) if reply.status == 200 else ""
 
     def close(self) -> None:

@@ -58,6 +58,11 @@ def index_of(alias: str, analyser_version: str) -> str:
     return f"{alias}-m{VERSION}-a{analyser_version.lower()}"
 
 
+def tenant_of(prefix: str, index: str) -> str:
+    """Whose index has this name."""
+    return index.removeprefix(prefix).partition("-")[0]
+
+
 def has_present_layout(index: str, alias: str, analyser_version: str) -> bool:
     """Whether an index of this name is one of the present layout."""
     first = index_of(alias, analyser_version)

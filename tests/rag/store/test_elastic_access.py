@@ -112,6 +112,14 @@ def test_wrong_credentials_are_told_without_being_shown(guarded, access):
     assert "wrong" not in str(refused.value)
 
 
+def test_a_cluster_that_refuses_our_credentials_is_red(guarded):
+    store = ElasticStore(Cluster([guarded.url], api_key="wrong", ca_file=guarded.ca_file))
+    health = store.health()
+    store.close()
+    assert health["status"] == "red"
+    assert "does not accept our credentials" in health["error"]
+
+
 def test_a_certificate_of_an_unknown_authority_is_not_trusted(guarded):
     with pytest.raises(Unavailable, match="cannot be reached"):
         count(guarded, api_key=KEY)

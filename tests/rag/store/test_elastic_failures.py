@@ -148,10 +148,19 @@ def test_a_red_index_is_unavailable_for_its_tenant_alone(node, store):
     for _ in range(8):
         with within(2.0), pytest.raises((Unavailable, DeadlineExceeded)):
             store.search(SearchRequest("e" * 32, ("d1",), terms=(Term("word"),)))
-    assert store.health() == {"type": "elasticsearch", "status": "red", "error": "shards of elasticsearch are missing"}
+    assert store.health() == {
+        "type": "elasticsearch", "status": "yellow", "error": "shards of elasticsearch are missing for 1 of 2 tenants",
+    }  # fmt: skip
     assert found(store) == {1}
+    fill_disk(node)
+    assert store.health()["status"] == "yellow"
+    assert store.health()["error"].startswith("shards of elasticsearch are missing for 1 of 2 tenants; an elasticsearch index takes no")
+    store.drop_tenant(TENANT)
+    assert store.health() == {
+        "type": "elasticsearch", "status": "red", "error": "shards of elasticsearch are missing for 1 of 1 tenants",
+    }  # fmt: skip
     store.drop_tenant("e" * 32)
-    assert store.health()["status"] == "green"
+    assert store.health() == {"type": "elasticsearch", "status": "green"}
 
 
 def make_red(node: Node, tenant_id: str) -> None:
