@@ -55,7 +55,7 @@ class Breaker:
         longest_rest_seconds: float = 60.0,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`name` is what messages and figures call the part."""
+        """`name` is what messages call the part."""
         self.name = name
         self._window_seconds = window_seconds
         self._min_calls = min_calls
