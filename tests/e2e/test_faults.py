@@ -1,5 +1,6 @@
 """Broken disks and broken files: each gives a clear error or is mended, nothing acknowledged is lost, the server goes on."""
 
+import json
 import os
 import socket
 import subprocess
@@ -30,6 +31,44 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         needs(f"a small file system cannot be mounted: {mounted.stderr.strip()}")
     yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+class AbortedDisk:
+    """A disk of its own, which gives up under whoever writes to it as ext4 does after an error: what is there can be read."""
+
+    def __init__(self, image: Path, folder: Path) -> None:
+        self._image = image
+        self.folder = folder
+
+    def mount(self) -> subprocess.CompletedProcess[str]:
+        """Mount it, also after it gave up."""
+        return subprocess.run(["mount", "-t", "ext4", "-o", "loop", str(self._image), str(self.folder)], capture_output=True, text=True)
+
+    def abort(self) -> None:
+        """From now on nothing can be written, not even to open files."""
+        subprocess.run(["mount", "-o", "remount,abort", str(self.folder)], check=True)
+
+    def unmount(self) -> None:
+        """Nobody may use it any more."""
+        subprocess.run(["umount", str(self.folder)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[AbortedDisk]:
+    """A disk of 64 MB."""
+    if os.geteuid() != 0:
+        needs("only root can mount a file system")
+    image, folder = tmp_path / "disk.img", tmp_path / "disk"
+    folder.mkdir()
+    image.touch()
+    os.truncate(image, 64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    disk = AbortedDisk(image, folder)
+    mounted = disk.mount()
+    if mounted.returncode:
+        needs(f"a file system in a file cannot be mounted: {mounted.stderr.strip()}")
+    yield disk
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
@@ -110,6 +149,33 @@ def test_a_read_only_data_directory_stops_the_start_with_one_line(start, small_d
     assert refused.logs.count("\n") == 1
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert_heron_is_found(start(small_disk / "data"), dataset_id)
+
+
+def test_a_disk_that_turns_read_only_under_a_server_refuses_writes_and_stops_no_search(start, disk: AbortedDisk) -> None:
+    server = start(disk.folder / "data")
+    dataset_id = create_dataset(server, "birds")
+    ingest(server, dataset_id, HERON)
+    assert_heron_is_found(server, dataset_id)  # who was never searched cannot be opened any more
+    disk.abort()
+    for content in (b"The wren nests in the wall of the mill.", b"some words " * 200_000):
+        reply = post_file(server, dataset_id, "wren.txt", content)
+        assert reply.status_code == 503, reply.text
+        assert reply.headers["Retry-After"]
+        assert reply.json()["message"]
+        assert str(disk.folder) not in reply.text
+    status, body = ready_state(server)
+    assert status == 503
+    reasons = {name: state["reason"] for name, state in json.loads(body)["parts"].items() if not state["ok"]}
+    assert set(reasons) == {"database", "blobs", "store"}
+    assert all("read" in reason and "only" in reason for reason in reasons.values()), reasons
+    assert_heron_is_found(server, dataset_id)
+    server.stop()
+    disk.unmount()
+    disk.mount()
+    server = start(disk.folder / "data")
+    assert_heron_is_found(server, dataset_id)
+    ingest(server, dataset_id, {"wren.txt": b"The wren nests in the wall of the mill."})
+    assert {document["name"] for document in documents(server, dataset_id).values()} == {"heron.txt", "wren.txt"}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "missing"])
