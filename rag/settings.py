@@ -4,7 +4,6 @@ A setting `port` is read from the environment as `MILLRACE_PORT` and from the fi
 Models can only be given in the file, as `[[models]]` tables; their keys are named by environment variable, never written down.
 """
 
-import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rag.cores import cores
 from rag.errors import SettingsError
 
 PREFIX = "MILLRACE_"
 FILE_NAME = "millrace.toml"
-CORES = os.cpu_count() or 1
+CORES = cores()
 REMOTE_SEARCHES, REMOTE_TRANSACTIONS = 32, 16
 
 Positive = Annotated[int, Field(ge=1)]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOUNDATION = {f"rag.{name}" for name in ("errors", "deadline", "settings", "threads", "types", "ports", "tracing", "stages", "breaker")}
+FOUNDATION = {
+    f"rag.{name}" for name in ("cores", "errors", "deadline", "settings", "threads", "types", "ports", "tracing", "stages", "breaker")
+}
 
 # package -> packages of ours that it may import beside the foundation and itself
 MAY_IMPORT = {
@@ -28,8 +30,13 @@ FENCES = {
     "hypercorn": ("api/",),
     "peewee": ("db/",),
     "playhouse": ("db/",),
+    "psycopg": ("db/engines.py",),
+    "pymysql": ("db/engines.py",),
     "elasticsearch": ("rag/store/elastic",),
+    "elastic_transport": ("rag/store/elastic_node.py",),
     "httpx": ("api/parts.py", "rag/llm/transport.py"),
+    "httpx_aiohttp": ("rag/llm/transport.py",),
+    "aiohttp": ("rag/llm/transport.py",),
     "redis": ("rag/cache/",),
     "obstore": ("rag/store/",),
     "opentelemetry": ("rag/tracing.py",),
