@@ -100,11 +100,18 @@ class SplitOptions:
         """
         ext = config.get("ext") or {}
         strategy = ext.get("split_strategy") or "recursive"
-        size = int(config.get("chunk_token_num") or default_size) * (4 if strategy == "character" else 1)
-        percent = float(config.get("overlapped_percent") or ext.get("overlapped_percent") or 0)
+        size = int(_number("chunk_token_num", config.get("chunk_token_num") or default_size)) * (4 if strategy == "character" else 1)
+        percent = _number("overlapped_percent", config.get("overlapped_percent") or ext.get("overlapped_percent") or 0)
         share = percent if 0 <= percent < 1 else percent / 100
         soft, hard = parse_delimiters(config.get("delimiter") or "\n")
         return cls(strategy, size, int(size * min(0.5, max(0.0, share))), soft, hard)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"{name} is not a number") from None
 
 
 def parse_delimiters(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -181,6 +181,12 @@ def test_the_config_of_a_document_sets_the_options():
     assert SplitOptions.from_config({"ext": {"split_strategy": "character", "overlapped_percent": 0.9}}).overlap == 1024
 
 
+@pytest.mark.parametrize("config", [{"ext": {"overlapped_percent": "much"}}, {"overlapped_percent": [1]}, {"chunk_token_num": "many"}])
+def test_a_number_that_is_none_is_told_by_its_name(config) -> None:
+    with pytest.raises(InvalidArgument, match="is not a number"):
+        SplitOptions.from_config(config)
+
+
 def test_delimiters_in_backticks_are_whole_strings():
     assert parse_delimiters("\n;`END`!`==`") == (("\n", ";", "!"), ("END", "=="))
 
