@@ -21,6 +21,7 @@ from elasticsearch import Elasticsearch
 from rag.breaker import NotWaitedFor, ServiceBreaker, Unanswered
 from rag.deadline import seconds_left
 from rag.errors import DeadlineExceeded, SettingsError, Unavailable
+from rag.ports import Clock
 from rag.store import elastic_cbor
 from rag.store.elastic_node import Answer, Node
 
@@ -35,6 +36,8 @@ _LEAST_SECONDS = 0.05
 _TELLING_SECONDS = 1.0
 # The caller's own clock runs out with ours: what is left of the time is for telling why.
 _SHARE_OF_TIME = 0.9
+# However long it was away, nobody waits longer than this for a cluster that is back.
+_LONGEST_REST_SECONDS = 10.0
 
 FULL_DISK = "cluster_block_exception"
 NO_INDEX = "index_not_found_exception"
@@ -62,9 +65,9 @@ class Cluster:
 
     def __init__(
         self, hosts: Collection[str], *, api_key: str = "", user: str = "", password: str = "", ca_file: Path | None = None,
-        connections: int = 8, timeout_seconds: float = 15.0,
+        connections: int = 8, timeout_seconds: float = 15.0, clock: Clock = time.monotonic,
     ) -> None:  # fmt: skip
-        """Connects with the first request. Raises `SettingsError` for hosts or a CA file that cannot be used."""
+        """Connects with the first request. Raises `SettingsError` for hosts or a CA file that cannot be used. `clock` is its breaker's."""
         if any("@" in host for host in hosts):  # the client would put them aside, and our requests would come without
             raise SettingsError("elasticsearch_hosts name no users: set elasticsearch_user and elasticsearch_password, or an API key")
         self._timeout_seconds = timeout_seconds
@@ -88,7 +91,7 @@ class Cluster:
             raise SettingsError(f"elasticsearch_hosts or elasticsearch_ca_file: {exc}") from None
         self._client, self._hosts = client, client.transport.node_pool
         self._more_hosts = len(list(hosts)) - 1
-        self.breaker = ServiceBreaker("elasticsearch")
+        self.breaker = ServiceBreaker("elasticsearch", longest_rest_seconds=_LONGEST_REST_SECONDS, clock=clock)
 
     def close(self) -> None:
         """Close the connections."""

@@ -94,6 +94,19 @@ def test_a_dead_cluster_is_asked_no_more_for_a_while():
     store.close()
 
 
+def test_a_cluster_that_was_away_for_long_is_asked_every_ten_seconds():
+    now = 0.0
+    store = ElasticStore(Cluster([f"http://127.0.0.1:{free_port()}"], clock=lambda: now))
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            store.flush(TENANT)
+    for _ in range(10):
+        now += 10.0
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            store.flush(TENANT)
+    store.close()
+
+
 def test_what_was_acknowledged_is_there_after_a_kill(node, store):
     store.put(TENANT, chunks(*range(40)), vectors(40), "space")
     store.put(TENANT, chunks(*range(40, 60)), vectors(20), "space", wait=False)  # not refreshed: only in the log
