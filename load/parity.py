@@ -129,11 +129,11 @@ async def _serve(test_set: EvalSet, elasticsearch_host: str, embedder: Embedder,
                 "store": "elasticsearch", "elasticsearch_hosts": elasticsearch_host, "elasticsearch_index_prefix": f"{uuid.uuid4().hex}-",
             })  # fmt: skip
             elastic = open_store(grown, settings.data_dir)
-            models: Any = _Models(parts.models, KnownQuestions(embedder, await question_vectors(test_set, embedder, cache), None))
+            models: Any = _Models(parts.models, KnownQuestions(embedder, await question_vectors(test_set, embedder, cache / "eval"), None))
             tenant_id, token = await parts.session.write(_make_rows, test_set, parts.models.default_embedding)
             try:
                 for store in (parts.store, elastic):
-                    await index_set(test_set, store, tenant_id, embedder, parts.lanes.write, cache)
+                    await index_set(test_set, store, tenant_id, embedder, parts.lanes.write, cache / "eval")
                 both = replace(parts, models=models), replace(parts, models=models, settings=grown, store=elastic)
                 yield tuple(_Server(create_app(one), token) for one in both)
             finally:
