@@ -62,9 +62,9 @@ class DatabaseRecords:
                 return done
         return await self._session.write(self._finish_counting, task, worker, ended)
 
-    async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
+    async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool, counts: bool = True) -> bool:
         """As `rag.ports.IngestRecords.fail`."""
-        return await self._session.write(_ended, task, lease_service.fail, worker, message, retry=retry)
+        return await self._session.write(_ended, task, lease_service.fail, worker, message, retry=retry, counts=counts)
 
     async def rename(self, task: IngestTask) -> None:
         """As `rag.ports.IngestRecords.rename`."""

@@ -241,8 +241,8 @@ class IngestRecords(Protocol):
     async def finish(self, task: IngestTask, worker: str, *, chunk_count: int, token_count: int, message: str) -> bool:
         """Mark the task done and set the document's counters. False: the task was no longer ours, nothing was written."""
 
-    async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
-        """Mark the task failed with a message for people; with `retry` it is queued again until its attempts are used up."""
+    async def fail(self, task: IngestTask, worker: str, message: str, *, retry: bool, counts: bool = True) -> bool:
+        """Mark the task failed with a message for people; with `retry` it is queued again until the failures that count are too many."""
 
     async def rename(self, task: IngestTask) -> None:
         """Write the document's name, whatever it is in the end, into its chunks. May be broken off and done again."""

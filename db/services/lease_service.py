@@ -85,18 +85,21 @@ def finish(task: IngestTask, worker: str, *, chunk_count: int, token_count: int,
     return True
 
 
-def fail(task: IngestTask, worker: str, message: str, *, retry: bool) -> bool:
-    """Queue the task again, with a growing delay, or end it as failed. False as for `finish`."""
+def fail(task: IngestTask, worker: str, message: str, *, retry: bool, counts: bool = True) -> bool:
+    """Queue the task again, with a growing delay, or end it as failed. False as for `finish`.
+
+    A failure that does not `count` uses up none of the tries: nothing is wrong with the document.
+    """
     document, row = _both(task, worker)
     if row is None:
         return False
-    failures = row.failures + 1
+    failures = row.failures + (1 if counts or row.kind != "parse" else 0)
     if row.kind != "parse":
         _release(row, failures, min(PURGE_BACKOFF_MS, 1_000 << min(failures, 10)))
         if document is not None and document.run == "RUNNING":
             state_service.tell(document, message)
     elif retry and failures < FAILURES:
-        _release(row, failures, BACKOFF_MS[failures - 1])
+        _release(row, failures, BACKOFF_MS[min(failures if counts else row.attempt, len(BACKOFF_MS)) - 1])
         if document is not None:
             state_service.tell(document, message)
     else:

@@ -143,7 +143,8 @@ class Worker:
             await self._fail(task, lease, str(error), retry=False)
         except _MAY_WORK_LATER as error:
             _log.warning("ingestion task will be tried again", task=task.id, error=f"{type(error).__name__}: {error}")
-            await self._fail(task, lease, f"{error}; it will be tried again", retry=True)
+            counts = not isinstance(error, Unavailable)  # a part of ours that is away comes back, and the document has no part in it
+            await self._fail(task, lease, f"{error}; it will be tried again", retry=True, counts=counts)
         except Exception:  # noqa: BLE001 - the task ends, and the log says why
             _log.exception("ingestion task failed", task=task.id, document=task.document_id)
             await self._fail(task, lease, "the document could not be ingested because of an internal error", retry=False)
@@ -176,11 +177,11 @@ class Worker:
             return
         self._on_outcome("done" if done else "lost", outcome.chunk_count if done else 0)
 
-    async def _fail(self, task: IngestTask, lease: Lease, message: str, *, retry: bool) -> None:
+    async def _fail(self, task: IngestTask, lease: Lease, message: str, *, retry: bool, counts: bool = True) -> None:
         if task.kind == "parse":
             await self._discard(task, lease)
         try:
-            await self._records.fail(task, self._name, message, retry=retry)
+            await self._records.fail(task, self._name, message, retry=retry, counts=counts)
             self._on_outcome("failed", 0)
         except Exception:  # noqa: BLE001 - nothing more can be done for the task
             # the lease runs out, and the task is claimed again

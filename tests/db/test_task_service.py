@@ -159,6 +159,24 @@ def test_a_failure_is_tried_again_later_each_time_and_then_ends(session: Session
     assert session.read_now(lambda: Task.select().count()) == 0
 
 
+def test_a_failure_that_does_not_count_is_tried_again_for_as_long_as_it_takes(session: Session, running: tuple[str, str]) -> None:
+    _, document_id = running
+    delays = []
+    for _ in range(2 * FAILURES):
+        assert session.write_now(lease_service.fail, claim(session), "w", "the store is down", retry=True, counts=False)
+        assert document(session, document_id).run == "RUNNING"
+        delays.append(session.read_now(lambda: Task.select().get().due_at) - now_ms())
+        expire(session)
+    assert delays[0] < 2_000
+    assert delays == sorted(delays, key=lambda delay: round(delay, -3))
+    assert delays[-1] <= 60_000
+    for _ in range(FAILURES):  # those that count are all still there
+        assert document(session, document_id).run == "RUNNING"
+        assert session.write_now(lease_service.fail, claim(session), "w", "the model is busy", retry=True)
+        expire(session)
+    assert document(session, document_id).run == "FAIL"
+
+
 def test_a_failure_that_will_not_mend_ends_at_once(session: Session, running: tuple[str, str]) -> None:
     _, document_id = running
     assert session.write_now(lease_service.fail, claim(session), "w", "the file is encrypted", retry=False)

@@ -44,8 +44,9 @@ class Records:
     async def finish(self, task, worker, *, chunk_count, token_count, message):
         return await self._end(task, worker, ("done", task.document_id, chunk_count, message))
 
-    async def fail(self, task, worker, message, *, retry):
-        return await self._end(task, worker, ("retry" if retry else "failed", task.document_id, 0, message))
+    async def fail(self, task, worker, message, *, retry, counts=True):
+        kind = "failed" if not retry else "retry" if counts else "waits"
+        return await self._end(task, worker, (kind, task.document_id, 0, message))
 
     async def rename(self, task):
         self.renamed.append(task.document_id)

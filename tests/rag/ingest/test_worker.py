@@ -151,6 +151,12 @@ async def test_an_endpoint_that_is_down_is_tried_later_and_leaves_nothing(parts)
     assert parts.chunks("a") == []
 
 
+async def test_a_part_of_ours_that_is_down_uses_up_none_of_the_tries(parts, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "WAITS_SECONDS", ())
+    parts.embedder.errors = [Unavailable("elasticsearch cannot be reached")]
+    assert (await run(parts, [parts.task("a")]))[0][0] == "waits"
+
+
 async def test_an_endpoint_that_refuses_is_not_tried_again(parts):
     parts.embedder.errors = [ProviderRefused("embedding model e refuses")]
     assert (await run(parts, [parts.task("a")]))[0][0] == "failed"
@@ -276,7 +282,7 @@ async def test_a_spool_that_fails_is_tried_again_and_leaves_nothing(parts):
     events = await run(parts, [parts.task("large", LONG * 50), parts.task("small")])
     by_document = {event[1]: event for event in events}
     assert by_document["small"][0] == "done"
-    assert by_document["large"][0] == "retry"
+    assert by_document["large"][0] == "waits"
     assert "no room" in by_document["large"][3]
     assert parts.chunks("large") == []
 
