@@ -27,7 +27,7 @@ def decoded(data: bytes | bytearray) -> Any:
     reader = _Reader(data)
     try:
         value = reader.value()
-    except (ValueError, LookupError, TypeError, RecursionError) as exc:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise ValueError("the answer is not CBOR, or not whole") from exc
     if reader.place != len(data):
         raise ValueError("the answer is not CBOR alone")
@@ -136,12 +136,17 @@ def _field(table: np.ndarray, kind: type, begin: int, end: int) -> Column:
     if kind is float:
         return values.view(">f4").ravel().astype(np.float32)
     if kind is int:
+        numbers = values.view(">i8").ravel()
+        if (numbers < 0).any():
+            raise ValueError("a number has more than 63 bits")
         negative = table[:, begin - 1] == _NEGATIVE_INT64
-        return values.view(">i8").ravel() ^ -negative.astype(np.int64)  # of a negative one the complement is written
+        return numbers ^ -negative.astype(np.int64)  # of a negative one the complement is written
     return values.view(f"V{end - begin}").ravel().tolist()
 
 
 def _column(values: Sequence[Any]) -> Column:
+    if len(set(map(type, values))) > 1:
+        raise ValueError("the values of a column are not alike")
     if isinstance(values[0], str):
         return [value.encode() for value in values]
     return np.array(values, np.float32 if isinstance(values[0], float) else np.int64)

@@ -164,7 +164,8 @@ class Indexes:
             if reply.error != "mapper_parsing_exception":
                 break
         else:
-            raise Unavailable("elasticsearch refuses the field for vectors; elasticsearch_vectors = flat needs 8.13")
+            needs = "; elasticsearch_vectors = flat needs 8.13" if self.layout.vectors == "flat" else ""
+            raise Unavailable(f"elasticsearch refuses the field for vectors{needs}")
         # another writer was quicker with another dimension: the caller sees it in the mapping
         if reply.status == 400 and reply.error != "illegal_argument_exception":
             raise failure(reply.status, reply.error)

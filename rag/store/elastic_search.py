@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from rag.errors import Unavailable
 from rag.store.elastic import Cluster, error_type, failure
 from rag.store.mapping import MOST_HITS, MOST_NEIGHBOURS, TERM_FIELDS, WORD_CHARACTERS, cosines, vector_field
 from rag.types import Candidates, SearchRequest
@@ -170,6 +171,8 @@ def _hits(answer: Mapping[str, Any], sort: Sequence[Mapping[str, str]], size: in
     columns = answer.get("hits", {}).get("hits")
     if not columns:
         return Hits(all=True)
+    if isinstance(columns[0], dict):  # hits, not columns
+        raise Unavailable("elasticsearch was asked for CBOR, and something before it answers in JSON")
     if sort is _BY_ID:
         return Hits(*columns)
     scores, ids, documents = columns

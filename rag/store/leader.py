@@ -89,7 +89,10 @@ class Leader:
         if time.monotonic() < self._resume_at:
             return True
         try:
-            return self._work() if self._lead() else self.pending()
+            more = self._work() if self._lead() else self.pending()
+            if not more:
+                self.failure = None  # also where another process has done what failed here
+            return more
         except BlockingIOError:
             return True
         except (Unavailable, OSError) as exc:

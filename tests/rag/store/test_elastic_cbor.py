@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rag.errors import Unavailable
+from rag.store import elastic_search
 from rag.store.elastic_cbor import decoded
 
 LOWEST, HIGHEST = -(1 << 63), (1 << 63) - 1
@@ -14,6 +16,8 @@ LOWEST, HIGHEST = -(1 << 63), (1 << 63) - 1
 def encoded(value: Any) -> bytes:
     """As Elasticsearch writes it: ends of maps and arrays marked, floats of 32 bits, integers as short as can be."""
     match value:
+        case None:
+            return b"\xf6"
         case dict():
             return b"\xbf" + b"".join(encoded(key) + encoded(each) for key, each in value.items()) + b"\xff"
         case list() | tuple():
@@ -134,3 +138,19 @@ def test_an_answer_that_is_not_whole_is_refused(document):
             decoded(answer[:length])
     with pytest.raises(ValueError, match="CBOR"):
         decoded(answer + b"\xff")
+
+
+@pytest.mark.parametrize("rows", [[(1.0,), (None,)], [(1, "a"), (2.5, "b")], [("a",), (None,)], [(1 << 63, "any"), (1, "one")]])
+def test_columns_of_unlike_values_are_refused(rows):
+    with pytest.raises(ValueError, match="CBOR"):
+        decoded(encoded(hits(*rows)))
+
+
+def test_a_number_that_no_column_holds_is_refused():
+    with pytest.raises(ValueError, match="CBOR"):
+        decoded(encoded(hits((1 << 63, "a"), (1 << 63, "b"))))
+
+
+def test_hits_in_json_are_told_as_what_they_are():
+    with pytest.raises(Unavailable, match="answers in JSON"):
+        elastic_search._hits({"hits": hits((0.5, 1, "a"))}, (), 10)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -77,6 +78,26 @@ def test_what_the_leader_cannot_write_is_told_at_once_to_those_who_wait_in_other
         monkeypatch.setattr(leader_module.TextWriter, "commit", whole)
         other.flush(TENANT)
         assert found(other) == found(leading) == [1, 2]
+
+
+def test_a_failure_is_over_when_another_process_has_done_the_work(tmp_path: Path, monkeypatch):
+    leading, other = stores(tmp_path)
+    with closing(leading), closing(other):
+        other.put(TENANT, [chunk(1)], None, "s")
+        whole = leader_module.TextWriter.commit
+
+        def full(self) -> None:
+            raise Unavailable("the disk is full")
+
+        monkeypatch.setattr(leader_module.TextWriter, "commit", full)
+        with pytest.raises(Unavailable, match="the disk is full"):
+            leading.put(TENANT, [chunk(2)], None, "s")
+        monkeypatch.setattr(leader_module.TextWriter, "commit", whole)
+        other.flush(TENANT)
+        until = time.monotonic() + WAIT_SECONDS
+        while leading.health()["status"] != "green":
+            assert time.monotonic() < until, leading.health()
+            time.sleep(0.02)
 
 
 def test_what_one_process_cannot_write_another_one_does(tmp_path: Path):
